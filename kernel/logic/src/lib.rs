@@ -1,0 +1,14 @@
+//! The kernel's pure parts: data structures, policies and parsers that touch no hardware.
+//!
+//! Time, randomness and memory content are arguments, so everything here is tested on the host,
+//! deterministically. Nothing here locks: the owner of a structure does.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod elf;
+pub mod random;
+pub mod vma;
+pub mod fd_table;
+pub mod path;
