@@ -1,0 +1,9 @@
+//! Processors: per-CPU data, descriptor tables, features, local APICs and bring-up.
+pub mod apic;
+pub mod features;
+pub mod ioapic;
+pub mod irq;
+pub mod lock;
+pub mod percpu;
+pub mod smp;
+pub mod tables;

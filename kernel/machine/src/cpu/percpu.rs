@@ -1,0 +1,138 @@
+#![allow(unsafe_code, reason = "per-CPU data is reached through the GS base")]
+//! Per-CPU data, reached through the GS base, which belongs to the kernel.
+//!
+//! # Invariants
+//! The first fields are read and written by `trap/entry.S`; their offsets are asserted below. A
+//! field is written only by its own CPU unless it is atomic.
+use core::{
+    arch::asm,
+    cell::Cell,
+    mem::offset_of,
+    ptr,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+};
+
+use x86_64::{VirtAddr, registers::model_specific::GsBase};
+
+use crate::tasks::Task;
+
+pub const MAX_CPUS: usize = 64;
+
+#[repr(C, align(64))]
+pub struct PerCpu {
+    this: Cell<*const PerCpu>,
+    /// The application's rsp between `syscall` and the frame's completion.
+    user_rsp: Cell<u64>,
+    /// Bounds of the running task's kernel stack.
+    pub stack_top: Cell<u64>,
+    pub stack_low: Cell<u64>,
+    /// Odd while application code runs; counts crossings.
+    pub mode: AtomicU64,
+    pub current: Cell<*const Task>,
+    /// Not 0 while a trap frame is still on an IST stack.
+    unmoved: AtomicU64,
+    panic_stack: Cell<u64>,
+    // --- below here the assembly does not look ---
+    pub index: Cell<u32>,
+    pub apic_id: Cell<u32>,
+    /// Spin locks held.
+    pub lock_depth: Cell<i32>,
+    /// Reschedule before the next return to application code.
+    pub reschedule: AtomicBool,
+    /// This CPU halts or is about to; a wake-up must send an interrupt.
+    pub idle: AtomicBool,
+    pub idle_task: Cell<*const Task>,
+    /// TSC when the running task got the CPU.
+    pub running_since: Cell<u64>,
+    /// Interrupts taken, for statistics.
+    pub interrupts: AtomicU64,
+}
+
+const _: () = {
+    assert!(offset_of!(PerCpu, user_rsp) == 8);
+    assert!(offset_of!(PerCpu, stack_top) == 16);
+    assert!(offset_of!(PerCpu, stack_low) == 24);
+    assert!(offset_of!(PerCpu, mode) == 32);
+    assert!(offset_of!(PerCpu, current) == 40);
+    assert!(offset_of!(PerCpu, unmoved) == 48);
+    assert!(offset_of!(PerCpu, panic_stack) == 56);
+};
+
+static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CPUS];
+static ONLINE: AtomicUsize = AtomicUsize::new(0);
+static READY: AtomicU32 = AtomicU32::new(0);
+
+impl PerCpu {
+    pub const fn new() -> Self {
+        Self {
+            this: Cell::new(ptr::null()),
+            user_rsp: Cell::new(0),
+            stack_top: Cell::new(0),
+            stack_low: Cell::new(0),
+            mode: AtomicU64::new(0),
+            current: Cell::new(ptr::null()),
+            unmoved: AtomicU64::new(0),
+            panic_stack: Cell::new(0),
+            index: Cell::new(0),
+            apic_id: Cell::new(0),
+            lock_depth: Cell::new(0),
+            reschedule: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            idle_task: Cell::new(ptr::null()),
+            running_since: Cell::new(0),
+            interrupts: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes `this` the calling CPU's data.
+    pub fn install(this: &'static PerCpu, index: u32, apic_id: u32, panic_stack: u64) {
+        this.this.set(this);
+        this.index.set(index);
+        this.apic_id.set(apic_id);
+        this.panic_stack.set(panic_stack);
+        GsBase::write(VirtAddr::from_ptr(this));
+        CPUS[index as usize].store(ptr::from_ref(this).cast_mut(), Ordering::Release);
+        READY.store(1, Ordering::Release);
+    }
+
+    pub fn in_application(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) & 1 == 1
+    }
+}
+
+/// The calling CPU's data. The kernel is not preemptible, so the reference stays right until the
+/// caller sleeps.
+#[inline]
+pub fn this_cpu() -> &'static PerCpu {
+    let this: *const PerCpu;
+    // SAFETY: `install` stored the CPU's own address at offset 0 of its GS area before any code
+    // that calls this runs on it.
+    unsafe {
+        asm!("mov {}, gs:0", out(reg) this, options(nostack, preserves_flags, readonly));
+        &*this
+    }
+}
+
+/// Whether [`this_cpu`] may be used already (early console output asks).
+pub fn ready() -> bool {
+    READY.load(Ordering::Acquire) != 0
+}
+
+/// Counts the calling CPU among the online ones: it takes interrupts and runs tasks from now on.
+pub fn set_online() {
+    ONLINE.fetch_add(1, Ordering::AcqRel);
+}
+
+pub fn online_count() -> usize {
+    ONLINE.load(Ordering::Acquire)
+}
+
+/// The data of CPU `index`, if that CPU exists.
+pub fn cpu(index: usize) -> Option<&'static PerCpu> {
+    // SAFETY: only `install` stores here, and only 'static references.
+    unsafe { CPUS.get(index)?.load(Ordering::Acquire).as_ref() }
+}
+
+// SAFETY: `Cell` fields are touched by the owning CPU only (`this_cpu`); other CPUs read atomics,
+// and `index`/`apic_id`, which do not change after `install` published the pointer.
+unsafe impl Sync for PerCpu {}

@@ -1,0 +1,486 @@
+//! The address space: mappings (the VMA tree) and what is present of them (the page table).
+//!
+//! A page-table entry that holds a page owns one reference to it. Three kinds occur, told by bits
+//! that the CPU ignores:
+//! - [`PRIVATE`]: the mapping's own page (anonymous, or copied on write); writable as the VMA says.
+//! - otherwise a page of a file's cache; writable only in a shared mapping.
+//! - not present but not 0 ([`HELD`]): the page is kept while the VMA allows no access.
+//!
+//! # Locking
+//! [`SPACE`]'s spin lock covers the tree and the application's half of the page table. A fault that
+//! needs a file page drops it, sleeps, takes it again and checks by the VMA's sequence number that
+//! nothing changed. TLB shootdown happens under it, with interrupts on; a page is released only after
+//! the shootdown.
+use alloc::{string::String, sync::Arc};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use logic::vma::{Backing, Vma, VmaFlags, VmaTree};
+use rt::{
+    page::{Page, PageId},
+    space::{AddressSpace, FileMapping, Footprint, MapRequest, Pager, PagerError, Placement, ProgramId, Prot, Region, SpaceError},
+    sync::SpinLock,
+};
+
+use super::{
+    frames,
+    paging::{APPLICATION_END, APPLICATION_START, PAGE},
+};
+
+mod entries;
+
+pub use entries::{HELD, PRIVATE};
+
+/// Kept free of mappings that did not ask for an address: HotSpot wants its heap below 4 or 32 GiB.
+const LOW_END: u64 = 40 << 30;
+/// MAP_32BIT's limit.
+const MAP_32BIT_END: u64 = 2 << 30;
+/// Room for the main stack above the mmap area.
+const STACK_GAP: u64 = 64 << 20;
+/// Pages around a file fault that are mapped along if they are cached; a power of two.
+const FAULT_AROUND: u64 = 16;
+
+/// What backs a VMA.
+#[derive(Clone)]
+pub enum Source {
+    Anonymous,
+    File(FileMapping),
+}
+
+impl Backing for Source {
+    fn advanced(&self, pages: u64) -> Self {
+        match self {
+            Self::Anonymous => Self::Anonymous,
+            Self::File(file) => Self::File(FileMapping { pager: file.pager.clone(), first_page: file.first_page + pages }),
+        }
+    }
+
+    fn continues(&self, previous: &Self, previous_pages: u64) -> bool {
+        match (self, previous) {
+            (Self::Anonymous, Self::Anonymous) => true,
+            (Self::File(next), Self::File(file)) => {
+                Arc::ptr_eq(&next.pager, &file.pager) && next.first_page == file.first_page + previous_pages
+            }
+            _ => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+    Execute,
+}
+
+/// Why a fault cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    NotMapped,
+    Protected,
+    BeyondEnd,
+    OutOfMemory,
+}
+
+pub struct Space {
+    vmas: SpinLock<VmaTree<Source>>,
+    /// Top of the area that mappings without a wish come from.
+    mmap_top: AtomicU64,
+}
+
+/// The machine's one address space.
+pub static SPACE: Space =
+    Space { vmas: SpinLock::new(VmaTree::new()), mmap_top: AtomicU64::new(APPLICATION_END - STACK_GAP) };
+
+/// Picks the random offset of the mmap area: 28 bits of pages, as Linux. Once, at boot.
+pub fn randomise(random: u64) {
+    SPACE.mmap_top.store(APPLICATION_END - STACK_GAP - (random & 0xfff_ffff) * PAGE, Ordering::Relaxed);
+}
+
+/// Serves a page fault at `address`. May sleep.
+pub fn fault(address: u64, access: Access) -> Result<(), Refused> {
+    SPACE.fault(address & !(PAGE - 1), access)
+}
+
+fn allows(prot: u8, access: Access) -> bool {
+    let prot = Prot::from_bits_truncate(prot);
+    match access {
+        // On x86 what can be written or executed can be read.
+        Access::Read => !prot.is_empty(),
+        Access::Write => prot.contains(Prot::WRITE),
+        Access::Execute => prot.contains(Prot::EXEC),
+    }
+}
+
+/// A fault that needs a page from a file.
+struct FileFault {
+    pager: Arc<dyn Pager>,
+    index: u64,
+    sequence: u64,
+    shared: bool,
+}
+
+impl Space {
+    fn fault(&self, address: u64, access: Access) -> Result<(), Refused> {
+        loop {
+            let step = self.fault_locked(address, access);
+            match step {
+                Ok(None) => return Ok(()),
+                Ok(Some(needs)) => {
+                    let write = needs.shared && access == Access::Write;
+                    let page = needs.pager.page(needs.index, write).map_err(|error| match error {
+                        PagerError::BeyondEnd | PagerError::Io => Refused::BeyondEnd,
+                        PagerError::OutOfFrames => Refused::OutOfMemory,
+                    })?;
+                    if self.install_file_page(address, access, &needs, page)? {
+                        return Ok(());
+                    }
+                }
+                Err(Refused::OutOfMemory) if frames::reclaim() => {}
+                Err(refused) => return Err(refused),
+            }
+        }
+    }
+
+    /// The part of a fault that does not sleep. `Some`: a file page is needed first.
+    fn fault_locked(&self, address: u64, access: Access) -> Result<Option<FileFault>, Refused> {
+        let tree = self.vmas.lock();
+        let vma = tree.find(address).ok_or(Refused::NotMapped)?;
+        if !allows(vma.prot, access) {
+            return Err(Refused::Protected);
+        }
+        if entries::resolve_present(vma, address, access)? {
+            return Ok(None);
+        }
+        match &vma.backing {
+            Source::Anonymous => {
+                let page = Page::alloc_now(true)?;
+                entries::install(address, page, vma.prot, PRIVATE)?;
+                Ok(None)
+            }
+            Source::File(file) => {
+                let index = file.first_page + (address - vma.start) / PAGE;
+                Ok(Some(FileFault {
+                    pager: file.pager.clone(),
+                    index,
+                    sequence: vma.sequence,
+                    shared: vma.flags.contains(VmaFlags::SHARED),
+                }))
+            }
+        }
+    }
+
+    /// Installs what the pager gave. False: the mapping changed meanwhile, start again.
+    fn install_file_page(&self, address: u64, access: Access, needs: &FileFault, page: Page) -> Result<bool, Refused> {
+        let copy = if !needs.shared && access == Access::Write { Some(copy_of(&page)?) } else { None };
+        let tree = self.vmas.lock();
+        let Some(vma) = tree.find(address).filter(|vma| vma.sequence == needs.sequence) else { return Ok(false) };
+        if entries::resolve_present(vma, address, access)? {
+            return Ok(true);
+        }
+        match copy {
+            Some(copy) => entries::install(address, copy, vma.prot, PRIVATE)?,
+            None => {
+                let prot = if needs.shared && access == Access::Write { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
+                entries::install(address, page, prot, 0)?;
+                map_around(vma, address, needs);
+            }
+        }
+        Ok(true)
+    }
+
+    fn place(&self, tree: &mut VmaTree<Source>, owner: ProgramId, request: &MapRequest) -> Result<u64, SpaceError> {
+        let len = request.len;
+        let in_bounds = |start: u64| {
+            start.is_multiple_of(PAGE) && start >= APPLICATION_START && start.checked_add(len).is_some_and(|end| end <= APPLICATION_END)
+        };
+        let anywhere = |tree: &mut VmaTree<Source>| {
+            let top = self.mmap_top.load(Ordering::Relaxed);
+            tree.find_gap(len, PAGE, LOW_END, top, true).or_else(|| tree.find_gap(len, PAGE, top, APPLICATION_END, false))
+        };
+        match request.placement {
+            Placement::Anywhere => anywhere(tree).ok_or(SpaceError::NoMemory),
+            Placement::Hint(start) => {
+                if in_bounds(start) && tree.is_free(start, start + len) {
+                    Ok(start)
+                } else {
+                    anywhere(tree).ok_or(SpaceError::NoMemory)
+                }
+            }
+            Placement::Low => {
+                tree.find_gap(len, PAGE, APPLICATION_START, MAP_32BIT_END, true).ok_or(SpaceError::NoMemory)
+            }
+            Placement::FixedNoReplace(start) if !in_bounds(start) => Err(out_of_bounds(start)),
+            Placement::FixedNoReplace(start) => {
+                if tree.is_free(start, start + len) { Ok(start) } else { Err(SpaceError::Exists) }
+            }
+            Placement::Fixed(start) if !in_bounds(start) => Err(out_of_bounds(start)),
+            Placement::Fixed(start) => {
+                tree.remove_range(owner.0, start, start + len).map_err(|_| SpaceError::NoMemory)?;
+                entries::clear(start, start + len);
+                Ok(start)
+            }
+        }
+    }
+}
+
+fn out_of_bounds(start: u64) -> SpaceError {
+    if start.is_multiple_of(PAGE) { SpaceError::NoMemory } else { SpaceError::Invalid }
+}
+
+fn copy_of(page: &Page) -> Result<Page, Refused> {
+    loop {
+        match Page::alloc_now(false) {
+            Ok(copy) => {
+                frames::copy(page.id().0, copy.id().0);
+                return Ok(copy);
+            }
+            Err(_) if frames::reclaim() => {}
+            Err(refused) => return Err(refused),
+        }
+    }
+}
+
+/// Maps cached neighbours of a file page read-only, so that a sequence of faults becomes one.
+fn map_around(vma: &Vma<Source>, address: u64, needs: &FileFault) {
+    let window = FAULT_AROUND * PAGE;
+    let start = (address & !(window - 1)).max(vma.start);
+    let end = ((address & !(window - 1)) + window).min(vma.end);
+    for at in (start..end).step_by(PAGE as usize).filter(|&at| at != address) {
+        if entries::is_empty(at)
+            && let Some(index) = (needs.index + at / PAGE).checked_sub(address / PAGE)
+            && let Some(page) = needs.pager.page_if_cached(index)
+            && entries::install(at, page, vma.prot & !Prot::WRITE.bits(), 0).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Allocation under the space's lock: never sleeps, never reclaims.
+trait AllocNow: Sized {
+    fn alloc_now(zeroed: bool) -> Result<Self, Refused>;
+}
+
+impl AllocNow for Page {
+    fn alloc_now(zeroed: bool) -> Result<Self, Refused> {
+        frames::take(zeroed).map(|frame| Page::from_id(PageId(frame))).map_err(|_| Refused::OutOfMemory)
+    }
+}
+
+fn check_range(start: u64, len: u64) -> Result<u64, SpaceError> {
+    let end = start.checked_add(len).ok_or(SpaceError::Invalid)?;
+    if !start.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
+        return Err(SpaceError::Invalid);
+    }
+    if end > APPLICATION_END { Err(SpaceError::NoMemory) } else { Ok(end) }
+}
+
+impl AddressSpace for Space {
+    fn map(&self, owner: ProgramId, request: MapRequest) -> Result<u64, SpaceError> {
+        if request.len == 0 || !request.len.is_multiple_of(PAGE) {
+            return Err(SpaceError::Invalid);
+        }
+        // Linux' heuristic overcommit: refuse only what could never be filled.
+        let (total, _) = frames::totals();
+        let counted = !request.no_reserve && !request.shared && request.prot.contains(Prot::WRITE);
+        if counted && request.len > total {
+            return Err(SpaceError::NoMemory);
+        }
+        let mut flags = VmaFlags::empty();
+        flags.set(VmaFlags::SHARED, request.shared);
+        flags.set(VmaFlags::NO_RESERVE, request.no_reserve);
+        flags.set(VmaFlags::STACK, request.stack);
+        let mut tree = self.vmas.lock();
+        let start = self.place(&mut tree, owner, &request)?;
+        let vma = Vma {
+            start,
+            end: start + request.len,
+            owner: owner.0,
+            prot: request.prot.bits(),
+            flags,
+            backing: request.file.map_or(Source::Anonymous, Source::File),
+            label: request.label,
+            sequence: 0,
+        };
+        tree.insert(vma).map_err(|_| SpaceError::NoMemory)?;
+        Ok(start)
+    }
+
+    fn unmap(&self, owner: ProgramId, start: u64, len: u64) -> Result<(), SpaceError> {
+        let end = check_range(start, len).map_err(|_| SpaceError::Invalid)?;
+        if len == 0 {
+            return Err(SpaceError::Invalid);
+        }
+        let mut tree = self.vmas.lock();
+        let removed = tree.remove_range(owner.0, start, end).map_err(|_| SpaceError::NoMemory)?;
+        for piece in &removed {
+            entries::clear(piece.start, piece.end);
+        }
+        drop(tree);
+        // Dropping a file mapping may end the file: not under the lock.
+        drop(removed);
+        Ok(())
+    }
+
+    fn protect(&self, owner: ProgramId, start: u64, len: u64, prot: Prot) -> Result<(), SpaceError> {
+        let end = check_range(start, len)?;
+        let mut tree = self.vmas.lock();
+        let covered = tree.covered_until(owner.0, start, end);
+        let result = tree.protect_range(owner.0, start, end, prot.bits());
+        entries::protect(start, covered, prot.bits(), |address| {
+            tree.find(address).is_some_and(|vma| vma.flags.contains(VmaFlags::SHARED))
+        });
+        result.map_err(|_| SpaceError::NotMapped)
+    }
+
+    fn discard(&self, owner: ProgramId, start: u64, len: u64) -> Result<(), SpaceError> {
+        let end = check_range(start, len)?;
+        let tree = self.vmas.lock();
+        for vma in tree.iter_range(start, end).filter(|vma| vma.owner == owner.0) {
+            entries::clear(vma.start.max(start), vma.end.min(end));
+        }
+        if tree.covered_until(owner.0, start, end) < end { Err(SpaceError::NotMapped) } else { Ok(()) }
+    }
+
+    fn populate(&self, owner: ProgramId, start: u64, len: u64, write: bool) -> Result<(), SpaceError> {
+        let end = check_range(start, len)?;
+        if self.vmas.lock().covered_until(owner.0, start, end) < end {
+            return Err(SpaceError::NotMapped);
+        }
+        let access = if write { Access::Write } else { Access::Read };
+        for address in (start..end).step_by(PAGE as usize) {
+            self.fault(address, access).map_err(|refused| match refused {
+                Refused::OutOfMemory => SpaceError::NoMemory,
+                _ => SpaceError::NotMapped,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn remap(
+        &self,
+        owner: ProgramId,
+        start: u64,
+        old_len: u64,
+        new_len: u64,
+        may_move: bool,
+        new_address: Option<u64>,
+    ) -> Result<u64, SpaceError> {
+        let old_end = check_range(start, old_len)?;
+        if new_len == 0 || !new_len.is_multiple_of(PAGE) || old_len == 0 {
+            return Err(SpaceError::Invalid);
+        }
+        if new_address.is_none() && new_len <= old_len {
+            if new_len < old_len {
+                self.unmap(owner, start + new_len, old_len - new_len)?;
+            }
+            return Ok(start);
+        }
+        let mut tree = self.vmas.lock();
+        let vma = tree.find(start).filter(|vma| vma.owner == owner.0).ok_or(SpaceError::NotMapped)?.clone();
+        if vma.end < old_end {
+            return Err(SpaceError::NotMapped);
+        }
+        let grown = |at: u64, from: &Vma<Source>| Vma { start: at, end: at + new_len, backing: from.backing_at(start), ..from.clone() };
+        if new_address.is_none() && vma.end == old_end {
+            let end = start + new_len;
+            if end <= APPLICATION_END && tree.is_free(old_end, end) {
+                let more = Vma { start: old_end, end, backing: vma.backing_at(old_end), ..vma };
+                tree.insert(more).map_err(|_| SpaceError::NoMemory)?;
+                return Ok(start);
+            }
+        }
+        if !may_move {
+            return Err(SpaceError::NoMemory);
+        }
+        let target = match new_address {
+            Some(at) => {
+                let end = check_range(at, new_len)?;
+                if at < old_end && start < end {
+                    return Err(SpaceError::Invalid);
+                }
+                tree.remove_range(owner.0, at, end).map_err(|_| SpaceError::NoMemory)?;
+                entries::clear(at, end);
+                at
+            }
+            None => tree
+                .find_gap(new_len, PAGE, LOW_END, self.mmap_top.load(Ordering::Relaxed), true)
+                .ok_or(SpaceError::NoMemory)?,
+        };
+        tree.insert(grown(target, &vma)).map_err(|_| SpaceError::NoMemory)?;
+        let moved = entries::move_range(start, target, old_len.min(new_len));
+        let old = tree.take_range(owner.0, start, old_end).map_err(|_| SpaceError::NotMapped);
+        entries::clear(start, old_end);
+        drop(tree);
+        drop(old);
+        moved.map(|()| target)
+    }
+
+    fn resident(&self, owner: ProgramId, start: u64, len: u64, out: &mut [bool]) -> Result<(), SpaceError> {
+        let end = check_range(start, len)?;
+        let tree = self.vmas.lock();
+        if tree.covered_until(owner.0, start, end) < end {
+            return Err(SpaceError::NotMapped);
+        }
+        for (address, slot) in (start..end).step_by(PAGE as usize).zip(out) {
+            *slot = !entries::is_empty(address);
+        }
+        Ok(())
+    }
+
+    fn regions(&self, owner: ProgramId, each: &mut dyn FnMut(&Region)) {
+        let regions: alloc::vec::Vec<Region> = self
+            .vmas
+            .lock()
+            .owned(owner.0)
+            .map(|vma| Region {
+                start: vma.start,
+                end: vma.end,
+                prot: Prot::from_bits_truncate(vma.prot),
+                shared: vma.flags.contains(VmaFlags::SHARED),
+                file: match &vma.backing {
+                    Source::Anonymous => None,
+                    Source::File(file) => Some(file.clone()),
+                },
+                label: vma.label,
+                no_reserve: vma.flags.contains(VmaFlags::NO_RESERVE),
+            })
+            .collect();
+        regions.iter().for_each(each);
+    }
+
+    fn footprint(&self, owner: ProgramId) -> Footprint {
+        let tree = self.vmas.lock();
+        let resident = tree.owned(owner.0).map(|vma| entries::count(vma.start, vma.end)).sum::<u64>();
+        Footprint { mapped_bytes: tree.owned_bytes(owner.0), resident_bytes: resident * PAGE }
+    }
+
+    fn release(&self, owner: ProgramId) {
+        let mut tree = self.vmas.lock();
+        let ranges: alloc::vec::Vec<(u64, u64)> = tree.owned(owner.0).map(|vma| (vma.start, vma.end)).collect();
+        let mut removed = alloc::vec::Vec::new();
+        for (start, end) in ranges {
+            if let Ok(pieces) = tree.remove_range(owner.0, start, end) {
+                removed.extend(pieces);
+            }
+            entries::clear(start, end);
+        }
+        drop(tree);
+        drop(removed);
+    }
+}
+
+/// A line per mapping around `address`, for fault reports.
+pub fn describe(address: u64) -> String {
+    let tree = SPACE.vmas.lock();
+    match tree.find(address) {
+        None => String::from("not mapped"),
+        Some(vma) => {
+            let name = match &vma.backing {
+                Source::Anonymous => String::from(vma.label.unwrap_or("anonymous")),
+                Source::File(file) => file.pager.path(),
+            };
+            alloc::format!("{:#x}-{:#x} prot {} {}", vma.start, vma.end, vma.prot, name)
+        }
+    }
+}

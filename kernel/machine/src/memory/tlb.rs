@@ -1,0 +1,116 @@
+#![allow(unsafe_code, reason = "flushes translations")]
+//! TLB shootdown: after translations were taken away or tightened, no CPU may use the old ones.
+//!
+//! One request at a time: the requester bumps the generation, interrupts the other CPUs and waits
+//! until each has caught up. A CPU that waits with interrupts off (for a lock) serves requests from
+//! its wait loop. Frames are freed after the acknowledgement.
+use core::arch::asm;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use x86_64::instructions::interrupts;
+use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
+
+use super::paging::PAGE;
+use crate::cpu::{apic, lock::InterruptsOff, percpu};
+
+/// More pages than this: flush everything rather than page by page.
+const FLUSH_ALL_ABOVE: u64 = 32;
+
+static REQUESTED: AtomicU64 = AtomicU64::new(0);
+static BUSY: AtomicBool = AtomicBool::new(false);
+static ACKNOWLEDGED: [AtomicU64; percpu::MAX_CPUS] = [const { AtomicU64::new(0) }; percpu::MAX_CPUS];
+
+fn flush_page(address: u64) {
+    // SAFETY: dropping a translation is always allowed.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// All non-global translations of this CPU.
+fn flush_local() {
+    let (frame, flags) = Cr3::read();
+    // SAFETY: the same table again.
+    unsafe { Cr3::write(frame, flags) };
+}
+
+/// Everything, the kernel's global entries too: toggles PGE.
+fn flush_local_global() {
+    let _off = InterruptsOff::new();
+    let cr4 = Cr4::read();
+    // SAFETY: PGE changes nothing but what is kept in the TLB.
+    unsafe {
+        Cr4::write(cr4 ^ Cr4Flags::PAGE_GLOBAL);
+        Cr4::write(cr4);
+    }
+}
+
+/// Flushes [start, end) on every CPU and returns when all have done it. Called without interrupt
+/// locks held: the other CPUs must be able to answer.
+pub fn shoot_down(start: u64, end: u64) {
+    if (end - start) / PAGE > FLUSH_ALL_ABOVE {
+        flush_local();
+    } else {
+        for address in (start..end).step_by(PAGE as usize) {
+            flush_page(address);
+        }
+    }
+    request_others();
+}
+
+/// As [`shoot_down`], for kernel mappings.
+pub fn flush_everywhere_global() {
+    flush_local_global();
+    request_others();
+}
+
+fn request_others() {
+    let online = percpu::online_count();
+    if online < 2 {
+        return;
+    }
+    while BUSY.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        serve();
+        core::hint::spin_loop();
+    }
+    let me = percpu::this_cpu().index.get() as usize;
+    let generation = REQUESTED.fetch_add(1, Ordering::SeqCst) + 1;
+    for index in (0..percpu::MAX_CPUS).filter(|&index| index != me) {
+        let Some(other) = percpu::cpu(index) else { break };
+        interrupts::without_interrupts(|| apic::send_ipi(other.apic_id.get(), apic::VECTOR_TLB));
+    }
+    for index in (0..percpu::MAX_CPUS).filter(|&index| index != me) {
+        if percpu::cpu(index).is_none() {
+            break;
+        }
+        while ACKNOWLEDGED[index].load(Ordering::Acquire) < generation {
+            core::hint::spin_loop();
+        }
+    }
+    BUSY.store(false, Ordering::Release);
+}
+
+/// Serves a request that is open for this CPU; from its interrupt and from wait loops. A flush of
+/// everything: ranges would need a queue, and requests are rare.
+pub fn serve() {
+    if !percpu::ready() {
+        return;
+    }
+    let generation = REQUESTED.load(Ordering::SeqCst);
+    let mine = &ACKNOWLEDGED[percpu::this_cpu().index.get() as usize];
+    if mine.load(Ordering::Relaxed) < generation {
+        flush_local_global();
+        fence(Ordering::SeqCst);
+        mine.store(generation, Ordering::Release);
+    }
+}
+
+/// A CPU that comes up has an empty TLB: it starts level with the requests so far.
+pub fn join() {
+    let me = percpu::this_cpu().index.get() as usize;
+    ACKNOWLEDGED[me].store(REQUESTED.load(Ordering::SeqCst), Ordering::SeqCst);
+    flush_local_global();
+}
+
+/// Drops this CPU's translation of a page after its entry was relaxed.
+pub fn forget_local(address: u64) {
+    flush_page(address);
+}

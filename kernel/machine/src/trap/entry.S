@@ -1,0 +1,242 @@
+# Ways into the kernel and out of it: the system call, every vector, and the return to application
+# code. Frames are rt::regs::TrapFrame; the per-CPU offsets are cpu::percpu::PerCpu's (asserted there).
+#
+# The mode word (PC_MODE) is odd while this CPU runs application code, even in the kernel; each
+# crossing adds one, so it is mode and sequence number at once. Interrupts are off at each crossing:
+# entries come with IF clear, the fast exit restores IF by `sti` right before the jump, and an
+# interrupt cannot arrive in the shadow of `sti`. So there is no window in which a maskable
+# interrupt sees an odd word with a kernel stack or an even word with application registers.
+# (NMI and #MC can, and therefore never read it.)
+
+    .set PC_USER_RSP, 8
+    .set PC_STACK_TOP, 16
+    .set PC_STACK_LOW, 24
+    .set PC_MODE, 32
+    .set PC_UNMOVED, 48
+    .set PC_PANIC_STACK, 56
+    .set FRAME_BYTES, 432
+    .set XMM_BYTES, 256
+
+    .macro PUSH_REGISTERS
+    push %rdi
+    push %rsi
+    push %rdx
+    push %rcx
+    push %rax
+    push %r8
+    push %r9
+    push %r10
+    push %r11
+    push %rbx
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    .endm
+
+    .macro POP_REGISTERS
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbp
+    pop %rbx
+    pop %r11
+    pop %r10
+    pop %r9
+    pop %r8
+    pop %rax
+    pop %rcx
+    pop %rdx
+    pop %rsi
+    pop %rdi
+    .endm
+
+    .macro SAVE_XMM base
+    movaps %xmm0, 0x00(\base)
+    movaps %xmm1, 0x10(\base)
+    movaps %xmm2, 0x20(\base)
+    movaps %xmm3, 0x30(\base)
+    movaps %xmm4, 0x40(\base)
+    movaps %xmm5, 0x50(\base)
+    movaps %xmm6, 0x60(\base)
+    movaps %xmm7, 0x70(\base)
+    movaps %xmm8, 0x80(\base)
+    movaps %xmm9, 0x90(\base)
+    movaps %xmm10, 0xa0(\base)
+    movaps %xmm11, 0xb0(\base)
+    movaps %xmm12, 0xc0(\base)
+    movaps %xmm13, 0xd0(\base)
+    movaps %xmm14, 0xe0(\base)
+    movaps %xmm15, 0xf0(\base)
+    .endm
+
+    .macro RESTORE_XMM
+    movaps 0x00(%rsp), %xmm0
+    movaps 0x10(%rsp), %xmm1
+    movaps 0x20(%rsp), %xmm2
+    movaps 0x30(%rsp), %xmm3
+    movaps 0x40(%rsp), %xmm4
+    movaps 0x50(%rsp), %xmm5
+    movaps 0x60(%rsp), %xmm6
+    movaps 0x70(%rsp), %xmm7
+    movaps 0x80(%rsp), %xmm8
+    movaps 0x90(%rsp), %xmm9
+    movaps 0xa0(%rsp), %xmm10
+    movaps 0xb0(%rsp), %xmm11
+    movaps 0xc0(%rsp), %xmm12
+    movaps 0xd0(%rsp), %xmm13
+    movaps 0xe0(%rsp), %xmm14
+    movaps 0xf0(%rsp), %xmm15
+    .endm
+
+    .text
+# ---- system call: `syscall` executed at ring 0; FMASK has cleared IF, DF, TF, AC --------------------
+    .global syscall_entry
+    .balign 16
+syscall_entry:
+    mov %rsp, %gs:PC_USER_RSP
+    mov %gs:PC_STACK_TOP, %rsp
+    incq %gs:PC_MODE
+    pushq $0x2b                     # what Linux would show as SS and CS; the way out ignores them
+    pushq %gs:PC_USER_RSP
+    push %r11                       # rflags
+    pushq $0x33
+    push %rcx                       # rip
+    push %rax                       # error = number
+    pushq $0x100                    # TrapFrame::SYSCALL
+    PUSH_REGISTERS
+    sub $XMM_BYTES, %rsp
+    SAVE_XMM %rsp
+    mov %rsp, %rdi
+    sti
+    call syscall_from_application   # returns with interrupts off; eax != 0: leave by iretq
+    test %eax, %eax
+    jnz leave_to_application
+    RESTORE_XMM
+    add $XMM_BYTES, %rsp
+    POP_REGISTERS
+    mov 16(%rsp), %rcx              # rip
+    mov 32(%rsp), %r11              # rflags, as the application sees them
+    incq %gs:PC_MODE
+    andq $~0x200, 32(%rsp)
+    add $32, %rsp
+    popfq                           # IF stays off ...
+    pop %rsp
+    sti                             # ... until the jump has been made
+    jmp *%rcx
+
+# ---- a new task's first entry, and the way out after changed frames; rsp = frame, IF off -------------
+    .global leave_to_application
+    .balign 16
+leave_to_application:
+    RESTORE_XMM
+    add $XMM_BYTES, %rsp
+    POP_REGISTERS
+    add $16, %rsp                   # vector, error
+    incq %gs:PC_MODE
+    movq $0x08, 8(%rsp)
+    movq $0x10, 32(%rsp)
+    iretq
+
+# ---- vectors ------------------------------------------------------------------------------------------
+# Each stub makes the frame uniform: [vector][error][rip][cs][rflags][rsp][ss].
+    .balign 16
+    .global trap_stubs
+trap_stubs:
+    .set vector, 0
+    .rept 256
+    .balign 16
+    .if (vector == 8) | ((vector >= 10) & (vector <= 14)) | (vector == 17) | (vector == 21) | (vector == 29) | (vector == 30)
+    .else
+    pushq $0
+    .endif
+    pushq $vector
+    .if (vector == 2) | (vector == 8) | (vector == 18)
+    jmp fatal_vector
+    .else
+    jmp trap_common
+    .endif
+    .set vector, vector + 1
+    .endr
+
+# On the vector's IST stack with interrupts off. The CPU reuses the IST stack at the next delivery,
+# so the frame moves to the task's kernel stack before anything else may happen.
+    .balign 16
+trap_common:
+    PUSH_REGISTERS
+    cld
+    cmpl $0, %gs:PC_UNMOVED         # a fault between here and the move would recurse for ever
+    jne unmoved_fault
+    movl $1, %gs:PC_UNMOVED
+    xor %ebx, %ebx
+    testb $1, %gs:PC_MODE
+    jz 1f
+    incq %gs:PC_MODE
+    inc %ebx                        # from application code
+    mov %gs:PC_STACK_TOP, %rdi
+    jmp 2f
+1:  mov 160(%rsp), %rdi             # the interrupted kernel rsp, less the red zone
+    sub $128, %rdi
+    and $-16, %rdi
+2:  cmp %gs:PC_STACK_TOP, %rdi
+    ja bad_kernel_stack
+    sub $FRAME_BYTES, %rdi
+    cmp %gs:PC_STACK_LOW, %rdi
+    jb bad_kernel_stack
+    SAVE_XMM %rdi
+    .set at, 0
+    .rept 11                        # 22 words
+    movups at(%rsp), %xmm0
+    movups %xmm0, XMM_BYTES + at(%rdi)
+    .set at, at + 16
+    .endr
+    mov %rdi, %rsp
+    movl $0, %gs:PC_UNMOVED
+    mov %ebx, %esi
+    call trap_from_anywhere         # (frame, from application); returns with interrupts off
+    test %ebx, %ebx
+    jnz leave_to_application
+    RESTORE_XMM
+    add $XMM_BYTES, %rsp
+    POP_REGISTERS
+    add $16, %rsp
+    iretq
+
+# A kernel stack overflow, or rsp out of any stack's bounds. The frame is still on the IST stack.
+bad_kernel_stack:
+    mov %rsp, %rdi
+    mov $1, %esi
+    jmp fatal_on_panic_stack
+unmoved_fault:
+    mov %rsp, %rdi
+    mov $2, %esi
+    jmp fatal_on_panic_stack
+
+# NMI, double fault, machine check: nothing is trusted, not even the mode word.
+    .balign 16
+fatal_vector:
+    PUSH_REGISTERS
+    cld
+    mov %rsp, %rdi
+    xor %esi, %esi
+    cmpq $2, 120(%rsp)              # an NMI may return
+    jne fatal_on_panic_stack
+    mov %rsp, %rbx
+    sub $XMM_BYTES, %rsp
+    and $-16, %rsp
+    SAVE_XMM %rsp
+    call nmi_arrived
+    RESTORE_XMM
+    mov %rbx, %rsp
+    POP_REGISTERS
+    add $16, %rsp
+    iretq
+
+# rdi = general registers on (TrapFrame from r15), esi = reason. Another CPU's panic stack is its own.
+fatal_on_panic_stack:
+    mov %gs:PC_PANIC_STACK, %rsp
+    xor %ebp, %ebp
+    call trap_fatal
+    ud2

@@ -1,0 +1,234 @@
+//! Locks and wait queues over the [`crate::Runtime`] seam.
+use alloc::collections::VecDeque;
+use core::{
+    ops::{Deref, DerefMut},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use crate::{
+    rt,
+    task::{ParkMode, Parked, TaskRef},
+};
+
+/// A spin lock for task context. Never sleep, copy user memory or do I/O while holding it; interrupt
+/// handlers must not take it (see [`IrqLock`]).
+pub struct SpinLock<T> {
+    inner: spin::Mutex<T>,
+}
+
+pub struct SpinGuard<'a, T> {
+    inner: spin::MutexGuard<'a, T>,
+}
+
+impl<T> SpinLock<T> {
+    pub const fn new(value: T) -> Self {
+        Self { inner: spin::Mutex::new(value) }
+    }
+
+    pub fn lock(&self) -> SpinGuard<'_, T> {
+        rt().lock_depth_add(1);
+        SpinGuard { inner: self.inner.lock() }
+    }
+}
+
+impl<T> Deref for SpinGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for SpinGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+impl<T> Drop for SpinGuard<'_, T> {
+    fn drop(&mut self) {
+        rt().lock_depth_add(-1);
+    }
+}
+
+/// A spin lock that is held with interrupts off, for data that interrupt handlers share.
+pub struct IrqLock<T> {
+    inner: spin::Mutex<T>,
+}
+
+pub struct IrqGuard<'a, T> {
+    // Declaration order is drop order: the lock is released before interrupts come back.
+    inner: spin::MutexGuard<'a, T>,
+    _irq: IrqOff,
+}
+
+struct IrqOff(bool);
+
+impl Drop for IrqOff {
+    fn drop(&mut self) {
+        rt().lock_depth_add(-1);
+        rt().irq_restore(self.0);
+    }
+}
+
+impl<T> IrqLock<T> {
+    pub const fn new(value: T) -> Self {
+        Self { inner: spin::Mutex::new(value) }
+    }
+
+    pub fn lock(&self) -> IrqGuard<'_, T> {
+        let enabled = rt().irq_save();
+        rt().lock_depth_add(1);
+        IrqGuard { inner: self.inner.lock(), _irq: IrqOff(enabled) }
+    }
+}
+
+impl<T> Deref for IrqGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for IrqGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+/// Tasks that wait for something. Waking is allowed from interrupts.
+pub struct WaitQueue {
+    waiters: IrqLock<VecDeque<TaskRef>>,
+}
+
+impl Default for WaitQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl WaitQueue {
+    pub const fn new() -> Self {
+        Self { waiters: IrqLock::new(VecDeque::new()) }
+    }
+
+    /// Sleeps until `ready` gives a value. `ready` runs without the queue's lock, before each sleep
+    /// and after each wake-up, so a wake-up between check and sleep is not lost.
+    pub fn wait_until<T>(
+        &self,
+        deadline_ns: Option<u64>,
+        mode: ParkMode,
+        mut ready: impl FnMut() -> Option<T>,
+    ) -> Result<T, Parked> {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        let me = rt().current();
+        loop {
+            self.enlist(&me);
+            if let Some(value) = ready() {
+                self.delist(&me);
+                return Ok(value);
+            }
+            let parked = rt().park(deadline_ns, mode);
+            self.delist(&me);
+            if let Some(value) = ready() {
+                return Ok(value);
+            }
+            if parked != Parked::Woken {
+                return Err(parked);
+            }
+        }
+    }
+
+    /// Adds a waiter by hand, for waits on several queues at once (poll, epoll). Pair with
+    /// [`WaitQueue::delist`].
+    pub fn enlist(&self, task: &TaskRef) {
+        self.waiters.lock().push_back(task.clone());
+    }
+
+    /// Takes the task's first entry out, if it is still there.
+    pub fn delist(&self, task: &TaskRef) {
+        let mut waiters = self.waiters.lock();
+        if let Some(at) = waiters.iter().position(|w| w.id() == task.id()) {
+            waiters.remove(at);
+        }
+    }
+
+    pub fn wake_one(&self) {
+        let waiter = self.waiters.lock().pop_front();
+        if let Some(task) = waiter {
+            task.unpark();
+        }
+    }
+
+    pub fn wake_all(&self) {
+        // Only those here now: a woken task may enlist again at once.
+        let mut left = self.waiters.lock().len();
+        while left > 0 {
+            self.wake_one();
+            left -= 1;
+        }
+    }
+}
+
+/// A lock that sleeps, and may be held over sleep and I/O. Not for interrupts.
+///
+/// The sleeping part is `held` and `queue`; the cell inside is a spin lock that is then always free.
+pub struct Mutex<T> {
+    held: AtomicBool,
+    queue: WaitQueue,
+    cell: spin::Mutex<T>,
+}
+
+pub struct MutexGuard<'a, T> {
+    // Declaration order is drop order: the cell is free before the next owner is let in.
+    cell: spin::MutexGuard<'a, T>,
+    _owner: Owner<'a>,
+}
+
+struct Owner<'a> {
+    held: &'a AtomicBool,
+    queue: &'a WaitQueue,
+}
+
+impl Drop for Owner<'_> {
+    fn drop(&mut self) {
+        self.held.store(false, Ordering::Release);
+        self.queue.wake_one();
+    }
+}
+
+impl<T> Mutex<T> {
+    pub const fn new(value: T) -> Self {
+        Self { held: AtomicBool::new(false), queue: WaitQueue::new(), cell: spin::Mutex::new(value) }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        if !self.take() {
+            let taken = self.queue.wait_until(None, ParkMode::Uninterruptible, || self.take().then_some(()));
+            debug_assert!(taken.is_ok());
+        }
+        MutexGuard { cell: self.cell.lock(), _owner: Owner { held: &self.held, queue: &self.queue } }
+    }
+
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.take().then(|| MutexGuard { cell: self.cell.lock(), _owner: Owner { held: &self.held, queue: &self.queue } })
+    }
+
+    fn take(&self) -> bool {
+        self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.cell
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.cell
+    }
+}
