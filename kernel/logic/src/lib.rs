@@ -9,10 +9,11 @@ extern crate alloc;
 
 pub mod elf;
 pub mod futex;
+pub mod buddy;
+pub mod timers;
+pub mod run_queue;
 pub mod random;
 pub mod vma;
 pub mod fd_table;
 pub mod path;
-pub mod run_queue;
-pub mod timers;
 pub mod erofs;
