@@ -2,12 +2,25 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+
+/* <linux/futex.h>, which musl-gcc does not find. All operations are on private futexes. */
+#define PRIVATE 128
+#define FUTEX_CLOCK_REALTIME 256
+#define FUTEX_WAIT 0
+#define FUTEX_WAIT_PRIVATE (0 | PRIVATE)
+#define FUTEX_WAKE_PRIVATE (1 | PRIVATE)
+#define FUTEX_CMP_REQUEUE_PRIVATE (4 | PRIVATE)
+#define FUTEX_WAKE_OP_PRIVATE (5 | PRIVATE)
+#define FUTEX_WAIT_BITSET_PRIVATE (9 | PRIVATE)
+#define FUTEX_WAKE_BITSET_PRIVATE (10 | PRIVATE)
+#define FUTEX_BITSET_MATCH_ANY 0xffffffff
+/* *word2 += 2, and wake there if its old value was above 100. */
+#define ADD_2_IF_ABOVE_100 (1 << 28 | 4 << 24 | 2 << 12 | 100)
 
 static long futex(uint32_t *word, int operation, uint32_t value, const struct timespec *timeout, uint32_t *word2, uint32_t value3)
 {
@@ -148,7 +161,7 @@ static void requeue(void)
     words[1] = 5;
     start(one, 1, &words[0]);
     CHECK_EQUAL("WAKE_OP wakes at the first",
-        futex(&words[0], FUTEX_WAKE_OP_PRIVATE, 1, (void *)1L, &words[1], FUTEX_OP(FUTEX_OP_ADD, 2, FUTEX_OP_CMP_GT, 100)), 1);
+        futex(&words[0], FUTEX_WAKE_OP_PRIVATE, 1, (void *)1L, &words[1], ADD_2_IF_ABOVE_100), 1);
     CHECK_EQUAL("and changes the second", words[1], 7);
     join(one, 1);
 }
