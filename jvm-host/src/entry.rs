@@ -1,4 +1,4 @@
-#![allow(unsafe_code)] // defines the C symbol `main`
+#![allow(unsafe_code, reason = "defines the C symbol `main`")]
 //! The C entry point.
 //!
 //! Rust's own start-up code is left out: it handles SIGSEGV and SIGBUS and ignores SIGPIPE, and

@@ -1,4 +1,4 @@
-#![allow(unsafe_code)] // calls through the JNI function table
+#![allow(unsafe_code, reason = "calls through the JNI function table")]
 //! Calls into Java from the main thread.
 //!
 //! A [`Call`] derives its JNI signature from the values it passes and the type it returns, so the

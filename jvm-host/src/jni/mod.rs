@@ -1,4 +1,4 @@
-#![allow(unsafe_code)] // loads libjvm and calls its C entry points
+#![allow(unsafe_code, reason = "loads libjvm and calls its C entry points")]
 //! The JNI invocation interface: loading `libjvm.so`, creating the virtual machine, ending it.
 //!
 //! # Invariants
