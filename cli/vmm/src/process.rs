@@ -1,0 +1,213 @@
+//! One QEMU process: started, watched, and never left behind.
+//!
+//! QEMU is started through `setpriv --pdeathsig` (util-linux), so that it ends with this process
+//! even if this one is killed; where that tool is missing only orderly ends are covered.
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use abi::control::{Decoder, Frame, Piece};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{Machine, VmmError, outcome::{Ending, Phase, Report, TestResult}, qemu};
+
+/// What the machine's console input is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Stdin {
+    #[default]
+    Nothing,
+    /// This process' standard input, passed on until it ends.
+    Inherited,
+    Bytes(Vec<u8>),
+}
+
+/// Something that came from the machine. Times count from QEMU's start.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Output of the application (and messages of the kernel).
+    Output { bytes: &'a [u8], after: Duration },
+    /// A control frame, taken out of the output.
+    Frame { frame: Frame<'a>, after: Duration },
+}
+
+/// QEMU, killed when this is dropped.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) fn run(machine: &Machine, each: &mut dyn FnMut(Event<'_>)) -> Result<Report, VmmError> {
+    let arguments = qemu::arguments(machine)?;
+    let program = find_program(machine.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()))?;
+    let started = Instant::now();
+    let mut command = tied_to_this_process(&program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|source| VmmError::QemuMissing { path: program, source })?;
+    let mut qemu = Qemu(child);
+    // Kept open to the end: a closed console would be one more thing that differs between runs.
+    let _input = feed_input(qemu.0.stdin.take(), machine.stdin.clone());
+    let stderr = collect(qemu.0.stderr.take());
+    let mut watch = Watch { started, seen: Seen::default(), each };
+    let timed_out = watch.console(&mut qemu, machine.time_limit)?;
+    if timed_out {
+        let _ = qemu.0.kill();
+    }
+    let status = qemu.0.wait().map_err(VmmError::Console)?;
+    let ended_after = started.elapsed();
+    let Seen { exit, panic, phases, tests, first_output_after } = watch.seen;
+    let qemu_stderr = stderr.recv().unwrap_or_default();
+    let ending = Ending { status: status.code(), timed_out, exit, panic, qemu_stderr };
+    Ok(Report { outcome: ending.outcome(), phases, tests, first_output_after, ended_after })
+}
+
+/// A command that is killed when this process' calling thread ends.
+fn tied_to_this_process(program: &PathBuf) -> Command {
+    match find_program("setpriv".into()) {
+        Ok(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+            command
+        }
+        Err(_) => Command::new(program),
+    }
+}
+
+/// The program's path, by the PATH if it is a bare name: so a missing one is found out before
+/// another program is asked to start it.
+pub(crate) fn find_program(name: PathBuf) -> Result<PathBuf, VmmError> {
+    let missing = || VmmError::QemuMissing { path: name.clone(), source: io::ErrorKind::NotFound.into() };
+    if name.components().count() > 1 {
+        return if name.is_file() { Ok(name.clone()) } else { Err(missing()) };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(&name)).find(|full| full.is_file()).ok_or_else(missing)
+}
+
+/// Writes the machine's input from a thread of its own. What is returned keeps the pipe open.
+fn feed_input(pipe: Option<ChildStdin>, stdin: Stdin) -> Option<mpsc::Receiver<ChildStdin>> {
+    let mut pipe = pipe?;
+    let (keep, kept) = mpsc::channel();
+    thread::spawn(move || {
+        // A machine that ended no longer reads: that is its business, and no error.
+        let _ = match stdin {
+            Stdin::Nothing => Ok(()),
+            Stdin::Bytes(bytes) => pipe.write_all(&bytes),
+            Stdin::Inherited => pass_on(&mut io::stdin().lock(), &mut pipe),
+        };
+        let _ = keep.send(pipe);
+    });
+    Some(kept)
+}
+
+/// Copies without waiting for more than there is.
+fn pass_on(from: &mut impl Read, to: &mut ChildStdin) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..count])?;
+        to.flush()?;
+    }
+}
+
+/// The whole of a stream, once it has ended.
+fn collect(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut stream) = stream {
+            // What was read before an error is still worth showing.
+            let _ = stream.read_to_end(&mut bytes);
+        }
+        let _ = send.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receive
+}
+
+/// What the console told.
+#[derive(Default)]
+struct Seen {
+    exit: Option<(u8, u64)>,
+    panic: Option<String>,
+    phases: Vec<Phase>,
+    tests: Vec<TestResult>,
+    first_output_after: Option<Duration>,
+}
+
+struct Watch<'a> {
+    started: Instant,
+    seen: Seen,
+    each: &'a mut dyn FnMut(Event<'_>),
+}
+
+impl Watch<'_> {
+    /// Reads the console until it closes; true if the time limit came first.
+    fn console(&mut self, qemu: &mut Qemu, limit: Option<Duration>) -> Result<bool, VmmError> {
+        let Some(mut stdout) = qemu.0.stdout.take() else { return Ok(false) };
+        let mut decoder = Decoder::new();
+        let mut buffer = vec![0; 64 << 10];
+        let mut timed_out = false;
+        loop {
+            let left = limit.map(|limit| limit.saturating_sub(self.started.elapsed()));
+            if left == Some(Duration::ZERO) {
+                timed_out = true;
+                break;
+            }
+            let wait = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+            match poll(&mut [PollFd::new(&stdout, PollFlags::IN)], wait.as_ref()) {
+                Ok(0) => continue,
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(VmmError::Console(error.into())),
+            }
+            let count = stdout.read(&mut buffer).map_err(VmmError::Console)?;
+            let after = self.started.elapsed();
+            if count == 0 {
+                break;
+            }
+            decoder.push(&buffer[..count], &mut |piece| self.piece(piece, after));
+        }
+        let after = self.started.elapsed();
+        decoder.finish(&mut |piece| self.piece(piece, after));
+        Ok(timed_out)
+    }
+
+    fn piece(&mut self, piece: Piece<'_>, after: Duration) {
+        match piece {
+            Piece::Plain(bytes) => {
+                self.seen.first_output_after.get_or_insert(after);
+                (self.each)(Event::Output { bytes, after });
+            }
+            Piece::Frame(frame) => {
+                self.note(frame, after);
+                (self.each)(Event::Frame { frame, after });
+            }
+        }
+    }
+
+    fn note(&mut self, frame: Frame<'_>, seen_after: Duration) {
+        match frame {
+            Frame::Exit { code, tsc } => self.seen.exit = Some((code, tsc)),
+            // The first panic is the cause of those that follow.
+            Frame::Panic { cause } => drop(self.seen.panic.get_or_insert_with(|| cause.to_string())),
+            Frame::Phase { name, ns, tsc } => {
+                self.seen.phases.push(Phase { name: name.to_string(), ns, tsc, seen_after });
+            }
+            Frame::Test { name, ok, detail } => {
+                self.seen.tests.push(TestResult { name: name.to_string(), ok, detail: detail.to_string() });
+            }
+        }
+    }
+}

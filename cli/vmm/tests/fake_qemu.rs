@@ -1,0 +1,126 @@
+//! The runner against a shell script in QEMU's place: console, end, time limit and clean-up.
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use abi::BootConfig;
+use vmm::{Event, Machine, Outcome, Report, Stdin, VmmError};
+
+/// A machine whose QEMU is `script`.
+fn machine(folder: &Path, script: &str) -> Machine {
+    let qemu = folder.join("qemu");
+    fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let kernel = folder.join("kernel");
+    fs::write(&kernel, "").unwrap();
+    Machine { qemu: Some(qemu), ..Machine::new(kernel, BootConfig::default()) }
+}
+
+fn run(machine: &Machine) -> (Report, String) {
+    let mut text = Vec::new();
+    let report = machine
+        .run(&mut |event| {
+            if let Event::Output { bytes, .. } = event {
+                text.extend_from_slice(bytes);
+            }
+        })
+        .unwrap();
+    (report, String::from_utf8(text).unwrap())
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn frames_are_taken_out_and_the_exit_code_is_theirs() {
+    let script = r"printf 'one\033_demitasse;phase;main 12 34\033\\two\n'
+printf '\033_demitasse;exit;7 tsc=99\033\\'; exit 33";
+    let (report, text) = run(&machine(&folder("frames"), script));
+    assert_eq!(text, "onetwo\n");
+    assert_eq!(report.outcome, Outcome::Exited { code: 7, tsc: 99 });
+    assert_eq!((report.phases[0].name.as_str(), report.phases[0].ns), ("main", 12));
+    assert!(report.first_output_after.is_some_and(|after| after <= report.ended_after));
+}
+
+#[test]
+fn a_panic_has_its_cause() {
+    let (report, _) = run(&machine(&folder("panic"), r"printf '\033_demitasse;panic;why\033\\'; exit 65"));
+    assert_eq!(report.outcome, Outcome::Panicked { cause: "why".into() });
+}
+
+#[test]
+fn qemus_own_complaint_is_kept() {
+    let (report, _) = run(&machine(&folder("complaint"), "echo 'bad option' >&2; exit 1"));
+    assert_eq!(report.outcome, Outcome::QemuFailed { status: Some(1), message: "bad option".into() });
+}
+
+#[test]
+fn input_reaches_the_machine_and_stays_open() {
+    let script = r"read line; echo got $line; printf '\033_demitasse;exit;0 tsc=1\033\\'; exit 33";
+    let machine = Machine { stdin: Stdin::Bytes(b"hello\n".to_vec()), ..machine(&folder("input"), script) };
+    assert_eq!(run(&machine).1, "got hello\n");
+}
+
+#[test]
+fn the_time_limit_ends_the_machine() {
+    let limit = Duration::from_millis(300);
+    let folder = folder("limit");
+    let script = format!("echo $$ > {}; exec sleep 1000", folder.join("pid").display());
+    let machine = Machine { time_limit: Some(limit), ..machine(&folder, &script) };
+    let started = Instant::now();
+    assert_eq!(run(&machine).0.outcome, Outcome::TimedOut);
+    assert!(started.elapsed() >= limit);
+    let pid = fs::read_to_string(folder.join("pid")).unwrap();
+    assert!(!Path::new("/proc").join(pid.trim()).exists());
+}
+
+#[test]
+fn a_missing_qemu_or_kernel_is_an_error() {
+    let folder = folder("missing");
+    let gone = Machine { qemu: Some("/no/such/qemu".into()), ..machine(&folder, "") };
+    assert!(matches!(gone.run(&mut |_| {}), Err(VmmError::QemuMissing { .. })));
+    let gone = Machine { kernel: "/no/such/kernel".into(), ..machine(&folder, "") };
+    assert!(matches!(gone.run(&mut |_| {}), Err(VmmError::NoFile(_))));
+}
+
+/// Not run by itself: the process that [`the_machine_ends_with_its_runner`] kills.
+#[test]
+#[ignore = "helper of another test"]
+fn runner_to_be_killed() {
+    let folder = folder("orphan");
+    let script = format!("echo $$ > {}; exec sleep 1000", folder.join("pid").display());
+    run(&machine(&folder, &script));
+}
+
+#[test]
+fn the_machine_ends_with_its_runner() {
+    if Command::new("setpriv").arg("--version").output().is_err() {
+        eprintln!("setpriv is not installed: not checked");
+        return;
+    }
+    let pid_file = folder("orphan").join("pid");
+    let _ = fs::remove_file(&pid_file);
+    let own = std::env::current_exe().unwrap();
+    let mut runner = Command::new(own).args(["--ignored", "--exact", "runner_to_be_killed"]).spawn().unwrap();
+    let soon = Instant::now() + Duration::from_secs(20);
+    let wait_for = |done: &dyn Fn() -> bool| {
+        while !done() {
+            assert!(Instant::now() < soon, "too late");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for(&|| fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n')));
+    runner.kill().unwrap();
+    runner.wait().unwrap();
+    let process = Path::new("/proc").join(fs::read_to_string(&pid_file).unwrap().trim());
+    // Without a parent that reaps it, it may stay a zombie for a moment: that counts as ended.
+    wait_for(&|| fs::read_to_string(process.join("stat")).is_ok_and(|stat| stat.contains(") Z ")) || !process.exists());
+}
