@@ -26,9 +26,13 @@ const MAX_FRAMES: usize = 40;
 /// 0, or the panicking CPU's index + 1.
 static PANICKING: AtomicU32 = AtomicU32::new(0);
 
+/// Room for the symbol table ([`abi::ksyms`]) that the build writes here after linking.
+const SYMBOL_BYTES: usize = 192 << 10;
+#[used]
+#[unsafe(link_section = ".ksyms")]
+static SYMBOLS: [u8; SYMBOL_BYTES] = [0; SYMBOL_BYTES];
+
 unsafe extern "C" {
-    static __ksyms_start: u8;
-    static __ksyms_end: u8;
     static __text_start: u8;
     static __text_end: u8;
 }
@@ -171,9 +175,10 @@ pub fn print_registers(f: &TrapFrame) {
 }
 
 fn symbols() -> &'static [u8] {
-    let start = &raw const __ksyms_start;
-    // SAFETY: the linker reserves the section between these symbols.
-    unsafe { core::slice::from_raw_parts(start, &raw const __ksyms_end as usize - start as usize) }
+    let start = (&raw const SYMBOLS).cast::<u8>();
+    // SAFETY: the static's own bytes, read by volatile address since the build changed them after the
+    // compiler saw zeroes.
+    unsafe { core::slice::from_raw_parts(core::hint::black_box(start), SYMBOL_BYTES) }
 }
 
 fn print_frame(number: usize, address: u64) {

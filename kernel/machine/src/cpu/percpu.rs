@@ -42,6 +42,8 @@ pub struct PerCpu {
     /// This CPU halts or is about to; a wake-up must send an interrupt.
     pub idle: AtomicBool,
     pub idle_task: Cell<*const Task>,
+    /// The task this CPU has just left, until the next one has let go of it.
+    pub previous: Cell<*const Task>,
     /// TSC when the running task got the CPU.
     pub running_since: Cell<u64>,
     /// Interrupts taken, for statistics.
@@ -79,6 +81,7 @@ impl PerCpu {
             reschedule: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             idle_task: Cell::new(ptr::null()),
+            previous: Cell::new(ptr::null()),
             running_since: Cell::new(0),
             interrupts: AtomicU64::new(0),
         }

@@ -1,0 +1,3 @@
+//! Drivers: the serial port, ways to end the machine, and (through `virtio-drivers`) disks.
+pub mod power;
+pub mod serial;

@@ -1,0 +1,63 @@
+#![allow(unsafe_code, reason = "port I/O")]
+//! The 16550 serial port at 0x3f8: the console. No locks here: [`crate::console`] has them, and a panic
+//! writes past them.
+use x86_64::instructions::port::Port;
+
+const BASE: u16 = 0x3f8;
+const DATA: u16 = BASE;
+const INTERRUPT_ENABLE: u16 = BASE + 1;
+const FIFO_CONTROL: u16 = BASE + 2;
+const LINE_CONTROL: u16 = BASE + 3;
+const MODEM_CONTROL: u16 = BASE + 4;
+const LINE_STATUS: u16 = BASE + 5;
+const DATA_READY: u8 = 1;
+const TRANSMIT_EMPTY: u8 = 1 << 5;
+/// Bytes the transmit FIFO takes once it is empty.
+const FIFO_BYTES: usize = 16;
+/// The legacy interrupt line.
+pub const ISA_IRQ: u8 = 4;
+
+fn write_port(port: u16, value: u8) {
+    // SAFETY: the 16550's registers; a machine without one ignores the write.
+    unsafe { Port::new(port).write(value) }
+}
+
+fn read_port(port: u16) -> u8 {
+    // SAFETY: as above; without a device the bus reads as all ones.
+    unsafe { Port::new(port).read() }
+}
+
+/// 115,200 baud, 8N1, FIFOs on, interrupts off.
+pub fn init() {
+    write_port(INTERRUPT_ENABLE, 0);
+    write_port(LINE_CONTROL, 0x80);
+    write_port(DATA, 1);
+    write_port(INTERRUPT_ENABLE, 0);
+    write_port(LINE_CONTROL, 3);
+    write_port(FIFO_CONTROL, 7);
+    // OUT2 gates the interrupt line on PCs.
+    write_port(MODEM_CONTROL, 0x0b);
+}
+
+/// Raises an interrupt when input arrives, from now on.
+pub fn enable_input_interrupt() {
+    write_port(INTERRUPT_ENABLE, 1);
+}
+
+/// Sends all bytes, a FIFO at a time.
+pub fn write(bytes: &[u8]) {
+    for chunk in bytes.chunks(FIFO_BYTES) {
+        while read_port(LINE_STATUS) & TRANSMIT_EMPTY == 0 {
+            core::hint::spin_loop();
+        }
+        for &byte in chunk {
+            write_port(DATA, byte);
+        }
+    }
+}
+
+/// A received byte, if there is one.
+pub fn read() -> Option<u8> {
+    let status = read_port(LINE_STATUS);
+    (status != 0xff && status & DATA_READY != 0).then(|| read_port(DATA))
+}

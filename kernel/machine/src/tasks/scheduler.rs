@@ -1,0 +1,444 @@
+#![allow(unsafe_code, reason = "switches stacks and turns counted pointers into current tasks and back")]
+//! Who runs where: run queues, parking, waking, timers, idling and stealing.
+//!
+//! A running task's reference belongs to its CPU (`PerCpu::current`); a runnable one's to the run
+//! queue or mailbox it is in; a parked one's to nobody: whoever moves it from parked to runnable, and
+//! only one can, takes that reference over.
+//!
+//! # Locking
+//! A CPU's timers before its run queue; both with interrupts off; never two CPUs' queues at once
+//! (stealing tries the other's lock without its own).
+use alloc::{string::String, sync::Arc};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use logic::{
+    run_queue::{self, RunQueue, SLICE_NS},
+    timers::Timers,
+};
+use rt::task::{ParkMode, Parked, Start, Task as _, TaskSpec};
+use spin::Once;
+use x86_64::instructions::interrupts;
+
+use super::{
+    mailbox::Mailbox,
+    task::{self, Task, wake},
+};
+use crate::{
+    cpu::{
+        apic,
+        lock::{InterruptsOff, IrqSpin},
+        percpu::{self, MAX_CPUS, PerCpu, this_cpu},
+    },
+    time,
+};
+
+/// Values of `Task::park_ended`.
+mod ended {
+    pub const WOKEN: u8 = 0;
+    pub const TIMED_OUT: u8 = 1;
+    pub const INTERRUPTED: u8 = 2;
+}
+
+struct Sleeper {
+    task: Arc<Task>,
+    park_number: u64,
+}
+
+static QUEUES: [IrqSpin<RunQueue<Arc<Task>>>; MAX_CPUS] = [const { IrqSpin::new(RunQueue::new()) }; MAX_CPUS];
+static TIMERS: [IrqSpin<Timers<Sleeper>>; MAX_CPUS] = [const { IrqSpin::new(Timers::new()) }; MAX_CPUS];
+static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox::new() }; MAX_CPUS];
+/// What each CPU's timer is armed for; `u64::MAX`: nothing.
+static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
+/// Ended tasks, and who drops them: what hangs on a task may sleep in its end.
+static DEAD: Mailbox = Mailbox::new();
+static REAPER: Once<Arc<Task>> = Once::new();
+
+unsafe extern "C" {
+    fn switch_stacks(old: *mut u64, new: u64);
+}
+
+fn cpu_number() -> usize {
+    this_cpu().index.get() as usize
+}
+
+fn current_ref() -> &'static Task {
+    // SAFETY: the CPU's own reference keeps its current task alive while the task runs, and the
+    // caller *is* that task.
+    unsafe { &*this_cpu().current.get() }
+}
+
+// --- switching ---------------------------------------------------------------------------------------
+
+/// Charges the running task for its time.
+fn account(cpu: &PerCpu, task: &Task) {
+    let now = time::counter();
+    let ticks = now.wrapping_sub(cpu.running_since.replace(now));
+    task.used_ticks.fetch_add(ticks, Ordering::Relaxed);
+    let virtual_ns = run_queue::virtual_ns(time::ticks_to_ns(ticks), task.weight());
+    task.vruntime.fetch_add(virtual_ns, Ordering::Relaxed);
+}
+
+/// Runs the next task. Interrupts are off, before and after. `requeue`: the current task goes on
+/// later; otherwise somebody else has, or will have, its reference.
+fn switch_away(requeue: bool) {
+    let cpu = this_cpu();
+    assert!(cpu.lock_depth.get() == 0, "sleep under a spin lock");
+    let index = cpu_number();
+    let previous = current_ref();
+    account(cpu, previous);
+    cpu.reschedule.store(false, Ordering::Relaxed);
+    let is_idle = core::ptr::eq(previous, cpu.idle_task.get());
+    let mut queue = QUEUES[index].lock();
+    MAILBOXES[index].take_all(|task| enqueue(&mut queue, task));
+    previous.lag.store(queue.lag(previous.vruntime.load(Ordering::Relaxed)), Ordering::Relaxed);
+    if requeue && !is_idle {
+        if previous.may_run_on(index) {
+            // SAFETY: the CPU's reference to its current task moves into the queue.
+            queue.push(previous.vruntime.load(Ordering::Relaxed), unsafe { Arc::from_raw(previous) });
+        } else {
+            previous.must_move.store(true, Ordering::Relaxed);
+        }
+    }
+    let next = match queue.pop() {
+        Some((_, task)) => Arc::into_raw(task),
+        None => cpu.idle_task.get(),
+    };
+    drop(queue);
+    if core::ptr::eq(next, previous) {
+        rearm(cpu);
+        return;
+    }
+    // SAFETY: `next` is the idle task, which lives for ever, or carries the reference from the queue.
+    let next = unsafe { &*next };
+    next.on_cpu.store(true, Ordering::Relaxed);
+    next.cpu.store(cpu.index.get(), Ordering::Relaxed);
+    let (low, top) = next.stack_bounds();
+    cpu.stack_low.set(low);
+    cpu.stack_top.set(top);
+    cpu.current.set(next);
+    cpu.previous.set(previous);
+    previous.save_application_state();
+    next.load_application_state();
+    rearm(cpu);
+    // SAFETY: `next.rsp` was stored by its own switch away, or laid out by `spawn`; both stacks stay
+    // mapped; interrupts are off.
+    unsafe { switch_stacks(previous.rsp.get(), *next.rsp.get()) };
+    finish_switch();
+}
+
+/// On the new task's stack: lets go of the previous one.
+pub fn finish_switch() {
+    let cpu = this_cpu();
+    let previous = cpu.previous.replace(core::ptr::null());
+    if previous.is_null() {
+        return;
+    }
+    // SAFETY: the previous task's reference is still held: by its queue, its parked state, the idle
+    // slot, or (dead, must_move) by this function from here on.
+    let task = unsafe { &*previous };
+    let dead = task.dead.load(Ordering::Relaxed);
+    let must_move = task.must_move.swap(false, Ordering::Relaxed);
+    // From here on another CPU may run it, and it may end and be dropped.
+    task.on_cpu.store(false, Ordering::Release);
+    if dead {
+        // SAFETY: a dead task is in no queue: its reference is ours.
+        DEAD.push(unsafe { Arc::from_raw(previous) });
+        if let Some(reaper) = REAPER.get() {
+            reaper.unpark();
+        }
+    } else if must_move {
+        // SAFETY: `switch_away` left the reference for this.
+        make_runnable(unsafe { Arc::from_raw(previous) });
+    }
+}
+
+// --- making runnable ----------------------------------------------------------------------------------
+
+/// Puts a runnable task into the calling CPU's queue.
+fn enqueue(queue: &mut RunQueue<Arc<Task>>, task: Arc<Task>) {
+    let vruntime = queue.adopt(task.lag.load(Ordering::Relaxed));
+    task.vruntime.store(vruntime, Ordering::Relaxed);
+    consider_preemption(vruntime);
+    queue.push(vruntime, task);
+}
+
+/// Marks the calling CPU for a reschedule if a task with `vruntime` should run now.
+fn consider_preemption(vruntime: u64) {
+    let cpu = this_cpu();
+    let running = cpu.current.get();
+    let idle = core::ptr::eq(running, cpu.idle_task.get());
+    // SAFETY: the current task is alive while this CPU runs it.
+    if idle || RunQueue::<Arc<Task>>::preempts(vruntime, unsafe { &*running }.vruntime.load(Ordering::Relaxed)) {
+        cpu.reschedule.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Where a task that becomes runnable should go: where it ran last, unless an idle CPU could have it.
+fn choose_cpu(task: &Task) -> usize {
+    let last = task.cpu.load(Ordering::Relaxed) as usize;
+    // Its registers may still be in that CPU: only that one may run it.
+    if task.on_cpu.load(Ordering::Acquire) {
+        return last;
+    }
+    let is_idle = |index: usize| percpu::cpu(index).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
+    let online = percpu::online_count();
+    if task.may_run_on(last) && (is_idle(last) || online < 2) {
+        return last;
+    }
+    let allowed = |index: &usize| task.may_run_on(*index);
+    let idle = (0..online).filter(allowed).find(|&index| is_idle(index));
+    idle.or_else(|| task.may_run_on(last).then_some(last)).or_else(|| (0..online).find(|index| allowed(index))).unwrap_or(last)
+}
+
+/// Makes a task run soon. Its reference goes to a queue. From any context.
+pub fn make_runnable(task: Arc<Task>) {
+    let _off = InterruptsOff::new();
+    let target = choose_cpu(&task);
+    if target == cpu_number() {
+        enqueue(&mut QUEUES[target].lock(), task);
+        rearm(this_cpu());
+    } else if MAILBOXES[target].push(task)
+        && let Some(cpu) = percpu::cpu(target)
+    {
+        apic::send_ipi(cpu.apic_id.get(), apic::VECTOR_RESCHEDULE);
+    }
+}
+
+/// Takes what other CPUs sent. Interrupts are off.
+pub fn drain_mailbox() {
+    let index = cpu_number();
+    if !MAILBOXES[index].is_empty() {
+        let mut queue = QUEUES[index].lock();
+        MAILBOXES[index].take_all(|task| enqueue(&mut queue, task));
+        drop(queue);
+        rearm(this_cpu());
+    }
+}
+
+/// Ends a park in one of `from`'s states. True if it was this call that ended it.
+fn end_park(task: &Task, from: u8, how: u8) -> bool {
+    if task.wake.load(Ordering::Acquire) != from {
+        return false;
+    }
+    let won = task.wake.compare_exchange(from, wake::RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if won {
+        task.park_ended.store(how, Ordering::Relaxed);
+        // SAFETY: a parked task's reference belongs to whoever ends the park: this call.
+        make_runnable(unsafe { Arc::from_raw(task) });
+    }
+    won
+}
+
+pub fn unpark(task: &Task) {
+    loop {
+        match task.wake.load(Ordering::Acquire) {
+            wake::NOTIFIED => return,
+            wake::RUNNABLE => {
+                let note = task.wake.compare_exchange(wake::RUNNABLE, wake::NOTIFIED, Ordering::AcqRel, Ordering::Relaxed);
+                if note.is_ok() {
+                    return;
+                }
+            }
+            parked => {
+                if end_park(task, parked, ended::WOKEN) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// After the interrupt flag was set: ends an interruptible park, or reaches application code that runs
+/// on another CPU.
+pub fn interrupt(task: &Task) {
+    if end_park(task, wake::PARKED_INTERRUPTIBLE, ended::INTERRUPTED) {
+        return;
+    }
+    let _off = InterruptsOff::new();
+    let index = task.cpu.load(Ordering::Relaxed) as usize;
+    if task.on_cpu.load(Ordering::Acquire)
+        && index != cpu_number()
+        && let Some(cpu) = percpu::cpu(index)
+    {
+        apic::send_ipi(cpu.apic_id.get(), apic::VECTOR_RESCHEDULE);
+    }
+}
+
+// --- sleeping -----------------------------------------------------------------------------------------
+
+/// See [`rt::Runtime::park`].
+pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
+    let task = current_ref();
+    let interruptible = mode == ParkMode::Interruptible;
+    let off = InterruptsOff::new();
+    if task.wake.compare_exchange(wake::NOTIFIED, wake::RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        return Parked::Woken;
+    }
+    if interruptible && task.is_interrupted() {
+        return Parked::Interrupted;
+    }
+    if deadline_ns.is_some_and(|deadline| deadline <= time::now_ns()) {
+        return Parked::TimedOut;
+    }
+    let timer_cpu = cpu_number();
+    let park_number = task.park_number.fetch_add(1, Ordering::Relaxed) + 1;
+    let timer = deadline_ns.map(|deadline| {
+        TIMERS[timer_cpu].lock().arm(deadline, Sleeper { task: task::current(), park_number })
+    });
+    let state = if interruptible { wake::PARKED_INTERRUPTIBLE } else { wake::PARKED };
+    let how = if task.wake.compare_exchange(wake::RUNNABLE, state, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        // An unpark came in between.
+        task.wake.store(wake::RUNNABLE, Ordering::Release);
+        Parked::Woken
+    } else if interruptible
+        && task.is_interrupted()
+        && task.wake.compare_exchange(state, wake::RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    {
+        Parked::Interrupted
+    } else {
+        switch_away(false);
+        match task.park_ended.load(Ordering::Relaxed) {
+            ended::INTERRUPTED => Parked::Interrupted,
+            // A timer of an earlier park may just have been on its way: that is a wake-up for nothing.
+            ended::TIMED_OUT if deadline_ns.is_some_and(|deadline| deadline <= time::now_ns()) => Parked::TimedOut,
+            _ => Parked::Woken,
+        }
+    };
+    if let Some(timer) = timer {
+        let cancelled = TIMERS[timer_cpu].lock().cancel(timer);
+        drop(cancelled);
+    }
+    drop(off);
+    how
+}
+
+/// Lets others go first.
+pub fn yield_now() {
+    let _off = InterruptsOff::new();
+    let task = current_ref();
+    if let Some(first) = QUEUES[cpu_number()].lock().first() {
+        task.vruntime.fetch_max(first, Ordering::Relaxed);
+    }
+    switch_away(true);
+}
+
+/// On the way back to application code, interrupts off: another task goes first.
+pub fn preempt() {
+    switch_away(true);
+}
+
+/// Takes the current task's interrupt flag.
+pub fn take_interrupt_for_exit() -> bool {
+    let task = current_ref();
+    task.is_interrupted() && task.take_interrupted()
+}
+
+/// Ends the current task.
+pub fn exit() -> ! {
+    interrupts::disable();
+    current_ref().dead.store(true, Ordering::Relaxed);
+    switch_away(false);
+    unreachable!("a dead task was switched to");
+}
+
+// --- timers -------------------------------------------------------------------------------------------
+
+/// The CPU's timer fired, interrupts off.
+pub fn timer_fired(now_ns: u64) {
+    let cpu = this_cpu();
+    let index = cpu_number();
+    ARMED[index].store(u64::MAX, Ordering::Relaxed);
+    loop {
+        let due = TIMERS[index].lock().pop_due(now_ns);
+        let Some(Sleeper { task, park_number }) = due else { break };
+        if task.park_number.load(Ordering::Relaxed) == park_number {
+            let _ = end_park(&task, wake::PARKED, ended::TIMED_OUT) || end_park(&task, wake::PARKED_INTERRUPTIBLE, ended::TIMED_OUT);
+        }
+    }
+    if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
+        let running = current_ref();
+        let ran_ns = time::ticks_to_ns(time::counter().wrapping_sub(cpu.running_since.get()));
+        let vruntime = running.vruntime.load(Ordering::Relaxed) + run_queue::virtual_ns(ran_ns, running.weight());
+        if QUEUES[index].lock().slice_over(vruntime, ran_ns) {
+            cpu.reschedule.store(true, Ordering::Relaxed);
+        }
+    }
+    rearm(cpu);
+}
+
+/// Arms the CPU's timer for the nearest of its deadlines and the running task's slice end. A timer
+/// that is armed for earlier stays: firing once too often is cheaper than programming each time.
+fn rearm(cpu: &PerCpu) {
+    let index = cpu.index.get() as usize;
+    let mut deadline = TIMERS[index].lock().next_deadline().unwrap_or(u64::MAX);
+    if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) && !QUEUES[index].lock().is_empty() {
+        let since = time::ticks_to_ns(cpu.running_since.get());
+        deadline = deadline.min((since + SLICE_NS).max(time::now_ns() + SLICE_NS / 4));
+    }
+    if deadline < ARMED[index].load(Ordering::Relaxed) {
+        ARMED[index].store(deadline, Ordering::Relaxed);
+        time::arm(Some(deadline));
+    }
+}
+
+// --- idling -------------------------------------------------------------------------------------------
+
+/// Makes the calling context the CPU's idle task, on the stack with these bounds.
+pub fn become_idle(stack_low: u64, stack_top: u64) {
+    let cpu = this_cpu();
+    let idle = Arc::into_raw(Task::idle(stack_low, stack_top));
+    cpu.idle_task.set(idle);
+    cpu.current.set(idle);
+    cpu.running_since.set(time::counter());
+}
+
+/// What a CPU does when nothing is runnable: takes work from others, else halts.
+pub fn idle_loop() -> ! {
+    let cpu = this_cpu();
+    let index = cpu_number();
+    loop {
+        interrupts::disable();
+        cpu.idle.store(true, Ordering::SeqCst);
+        let work = !MAILBOXES[index].is_empty() || !QUEUES[index].lock().is_empty() || steal(index);
+        if work {
+            cpu.idle.store(false, Ordering::SeqCst);
+            switch_away(true);
+            interrupts::enable();
+        } else {
+            // `sti` takes effect after the next instruction: a wake-up in between ends the halt.
+            interrupts::enable_and_hlt();
+            cpu.idle.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Takes a waiting task from another CPU into this one's queue.
+fn steal(index: usize) -> bool {
+    let online = percpu::online_count();
+    for victim in (0..online).filter(|&victim| victim != index) {
+        let Some(mut queue) = QUEUES[victim].try_lock() else { continue };
+        let stolen = queue.steal(|task| !task.on_cpu.load(Ordering::Acquire) && task.may_run_on(index));
+        let Some((vruntime, task)) = stolen else { continue };
+        task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
+        drop(queue);
+        enqueue(&mut QUEUES[index].lock(), task);
+        return true;
+    }
+    false
+}
+
+// --- the reaper -----------------------------------------------------------------------------------------
+
+/// Starts the kernel task that drops ended tasks.
+pub fn start_reaper() {
+    let spec = TaskSpec { name: String::from("reaper"), start: Start::Kernel(reap, 0), extension: None, affinity: u64::MAX, nice: 0 };
+    let reaper = task::spawn(spec, &mut |_| ()).expect("memory for the reaper");
+    REAPER.call_once(|| reaper);
+}
+
+fn reap(_: usize) {
+    loop {
+        DEAD.take_all(drop);
+        park(None, ParkMode::Uninterruptible);
+    }
+}
