@@ -1,0 +1,106 @@
+//! The smallest program on every machine type, CPU count and kind of image; and exact repetition.
+
+use std::path::{Path, PathBuf};
+
+use image::Tree;
+use vmm::{ImageAs, Machine, MachineType, Outcome};
+
+use crate::{
+    guest::{self, IMAGES, Run},
+    suite::{Slice, Suite, Verdict},
+};
+
+const LIMIT_S: u64 = 30;
+const MIB: u64 = 1 << 20;
+
+pub fn add(suite: &mut Suite) {
+    for machine_type in [MachineType::Q35, MachineType::Microvm] {
+        for cpus in [1, 2] {
+            for given_as in [ImageAs::Disk, ImageAs::Module] {
+                let slice = if cpus == 1 || given_as == ImageAs::Disk { Slice::Quick } else { Slice::Default };
+                let name = format!("boot/{machine_type:?}/{cpus}-cpu/{given_as:?}").to_lowercase();
+                suite.add(slice, name, move || {
+                    hello(|machine| Machine { machine_type, cpus, ..with_image(machine, given_as) })
+                });
+            }
+        }
+    }
+    suite.add(Slice::Default, "boot/in-32-mib", || {
+        hello(|machine| Machine { memory_bytes: 32 * MIB, ..with_image(machine, ImageAs::Disk) })
+    });
+    suite.add(Slice::Default, "boot/with-2-gib", || {
+        hello(|machine| Machine { memory_bytes: 2048 * MIB, ..with_image(machine, ImageAs::Disk) })
+    });
+    suite.add(Slice::Default, "boot/init-is-missing", || missing_init("/no/such/program"));
+    suite.add(Slice::Default, "boot/exact-repeats", exact);
+}
+
+fn hello_image() -> Result<PathBuf, String> {
+    guest::image_folder()?;
+    let path = Path::new(IMAGES).join("hello.erofs");
+    let mut tree = Tree::new();
+    let built = tree
+        .add_file("/hello", "build/conformance/hello-musl", 0o755)
+        .map_err(|error| error.to_string())
+        .and_then(|()| image::erofs::write_file(&tree, &path, &|_| {}).map_err(|error| error.to_string()));
+    built.map(|_| path)
+}
+
+fn with_image(machine: Machine, given_as: ImageAs) -> Machine {
+    Machine { image: guest::image(Path::new(IMAGES).join("hello.erofs"), given_as), ..machine }
+}
+
+fn run_hello(change: &dyn Fn(Machine) -> Machine) -> Result<Run, String> {
+    hello_image()?;
+    guest::run(&change(guest::machine("/hello", LIMIT_S)))
+}
+
+fn hello(change: impl Fn(Machine) -> Machine) -> Verdict {
+    match run_hello(&change) {
+        Ok(run) => run.expect(b"hello\n", 0),
+        Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// It must end with a message and without a panic.
+fn missing_init(init: &str) -> Verdict {
+    let run = hello_image().and_then(|_| guest::run(&with_image(guest::machine(init, LIMIT_S), ImageAs::Disk)));
+    match run {
+        Ok(run) => match run.report.outcome {
+            Outcome::BadBoot if String::from_utf8_lossy(&run.output).contains(init) => Verdict::Passed,
+            ref outcome => run.fail(format!("ended as {outcome:?}, expected a message that names {init} and BadBoot")),
+        },
+        Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// One seed gives one run, to the instruction; another seed the same output.
+fn exact() -> Verdict {
+    let with_seed = |seed| {
+        run_hello(&|mut machine: Machine| {
+            machine.exact = true;
+            machine.boot.seed = Some(seed);
+            with_image(machine, ImageAs::Module)
+        })
+    };
+    let runs = [1, 1, 2].map(with_seed);
+    let mut stamps = Vec::new();
+    for run in runs {
+        let run = match run {
+            Ok(run) => run,
+            Err(why) => return Verdict::Failed(why),
+        };
+        match run.expect(b"hello\n", 0) {
+            Verdict::Passed => {}
+            failed => return failed,
+        }
+        if let Outcome::Exited { tsc, .. } = run.report.outcome {
+            stamps.push(tsc);
+        }
+    }
+    if stamps[0] == stamps[1] {
+        Verdict::Passed
+    } else {
+        Verdict::Failed(format!("two runs with one seed ended at time stamps {} and {}", stamps[0], stamps[1]))
+    }
+}

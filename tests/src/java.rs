@@ -1,0 +1,189 @@
+//! The Java apps: by `jvm-host` on Linux, compared with `java -jar`; and as machines, by
+//! `demitasse run`, compared with the output that was written down.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use crate::{
+    guest,
+    suite::{Slice, Suite, Verdict},
+};
+
+const LIMIT_S: u64 = 180;
+const JDKS: [u32; 3] = [17, 21, 25];
+/// Boots in a row that must not fail, in the full slice.
+const SOAK: usize = 100;
+
+pub fn add(suite: &mut Suite) {
+    if linux_jdks().is_empty() {
+        suite.add(Slice::Quick, "linux/jvm-host", || Verdict::Skipped("no JDK under /usr/lib/jvm".into()));
+    }
+    for name in names() {
+        for jdk in linux_jdks() {
+            let title = format!("linux/jvm-host/{}/{name}", jdk.file_name().unwrap_or_default().to_string_lossy());
+            let name = name.clone();
+            suite.add(Slice::Quick, title, move || on_linux(&name, &jdk));
+        }
+        for jdk in JDKS {
+            for cpus in [1, 2] {
+                let slice = match (name.as_str(), jdk, cpus) {
+                    ("hello", 17, _) => Slice::Quick,
+                    ("hello", ..) | (_, 17, 2) => Slice::Default,
+                    _ => Slice::Full,
+                };
+                let name = name.clone();
+                suite.add(slice, format!("java/{jdk}/{cpus}-cpu/{name}"), move || in_machine(&name, jdk, cpus));
+            }
+        }
+    }
+    for jdk in JDKS {
+        suite.add(Slice::Full, format!("java/{jdk}/{SOAK}-boots"), move || soak(jdk));
+    }
+}
+
+/// One app: what it is given, and what it must do.
+struct App {
+    jar: PathBuf,
+    arguments: Vec<String>,
+    /// NAME=VALUE.
+    environment: Vec<String>,
+    jvm_arguments: Vec<String>,
+    output: Vec<u8>,
+    exit_code: i32,
+}
+
+fn names() -> BTreeSet<String> {
+    let folders = fs::read_dir("java-apps").into_iter().flatten().flatten();
+    folders
+        .filter(|entry| entry.path().join("Main.java").exists())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+impl App {
+    fn read(name: &str) -> Result<Self, String> {
+        let folder = Path::new("java-apps").join(name);
+        let lines = |file: &str| -> Vec<String> {
+            let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+            text.lines().map(str::to_owned).collect()
+        };
+        let jar = PathBuf::from(format!("build/java-apps/{name}.jar"));
+        let jar = jar.canonicalize().map_err(|error| format!("{}: {error}; run java-apps/build", jar.display()))?;
+        let output = fs::read(folder.join("expected")).map_err(|error| format!("java-apps/{name}/expected: {error}"))?;
+        let exit_code = match lines("expected-exit").first() {
+            Some(code) => code.parse().map_err(|_| format!("java-apps/{name}/expected-exit: {code:?} is no number"))?,
+            None => 0,
+        };
+        Ok(Self {
+            jar,
+            arguments: lines("args"),
+            environment: lines("env"),
+            jvm_arguments: lines("jvm-args"),
+            output,
+            exit_code,
+        })
+    }
+
+    fn set_environment(&self, command: &mut Command) {
+        command.envs(self.environment.iter().filter_map(|pair| pair.split_once('=')));
+    }
+
+    fn judge(&self, run: &Output) -> Verdict {
+        if run.status.code() == Some(self.exit_code) && run.stdout == self.output {
+            return Verdict::Passed;
+        }
+        let differences =
+            guest::differences(&String::from_utf8_lossy(&self.output), &String::from_utf8_lossy(&run.stdout));
+        let (code, stderr) = (run.status.code(), guest::tail(&run.stderr));
+        let expected = self.exit_code;
+        Verdict::Failed(format!("exit code {code:?}, expected {expected}\n{differences}\nstandard error's end:\n{stderr}"))
+    }
+}
+
+/// JDKs of this system; none is needed here, as machines bring their own.
+fn linux_jdks() -> Vec<PathBuf> {
+    let installed = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut jdks: Vec<_> = installed
+        .filter(|path| !path.is_symlink() && path.join("lib/server/libjvm.so").exists() && path.join("bin/java").exists())
+        .collect();
+    jdks.sort();
+    jdks
+}
+
+/// `jvm-host` does what was written down, and says on standard error what `java` says.
+fn on_linux(name: &str, java_home: &Path) -> Verdict {
+    let runs = (|| {
+        let app = App::read(name)?;
+        let mut java = limited(java_home.join("bin/java"));
+        java.args(&app.jvm_arguments).arg("-jar").arg(&app.jar).args(&app.arguments);
+        let by_java = output(&app, &mut java)?;
+
+        let configuration = std::env::temp_dir().join(format!("jvm-host-test-{}.conf", std::process::id()));
+        fs::write(&configuration, configuration_text(&app, java_home)).map_err(|error| error.to_string())?;
+        let mut host = limited("build/jvm-host".into());
+        host.env("DEMITASSE_JVM_HOST_CONF", &configuration).args(&app.arguments);
+        let by_host = output(&app, &mut host);
+        fs::remove_file(configuration).map_err(|error| error.to_string())?;
+        Ok::<_, String>((app, by_java, by_host?))
+    })();
+    match runs {
+        Ok((app, by_java, by_host)) => match (app.judge(&by_java), app.judge(&by_host)) {
+            (Verdict::Failed(why), _) => Verdict::Failed(format!("java -jar itself: {why}")),
+            (_, Verdict::Passed) if by_java.stderr != by_host.stderr => Verdict::Failed(guest::differences(
+                &String::from_utf8_lossy(&by_java.stderr),
+                &String::from_utf8_lossy(&by_host.stderr),
+            )),
+            (_, verdict) => verdict,
+        },
+        Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// JSON. The strings are paths and options of this repository's apps; Rust's quoting is JSON's for
+/// printable text.
+fn configuration_text(app: &App, java_home: &Path) -> String {
+    format!(r#"{{"jar": {:?}, "java_home": {:?}, "jvm_args": {:?}}}"#, app.jar, java_home, app.jvm_arguments)
+}
+
+fn in_machine(name: &str, jdk: u32, cpus: u32) -> Verdict {
+    let run = App::read(name).and_then(|app| {
+        let mut command = limited("scripts/demitasse".into());
+        command.args(["run", "--jdk", &jdk.to_string(), "-c", &cpus.to_string()]);
+        command.arg(&app.jar).args(&app.arguments);
+        if !app.jvm_arguments.is_empty() {
+            command.env("JDK_JAVA_OPTIONS", app.jvm_arguments.join(" "));
+        }
+        output(&app, &mut command).map(|run| (app, run))
+    });
+    match run {
+        Ok((app, run)) => app.judge(&run),
+        Err(why) => Verdict::Failed(why),
+    }
+}
+
+fn soak(jdk: u32) -> Verdict {
+    for boot in 1..=SOAK {
+        match in_machine("hello", jdk, 2) {
+            Verdict::Passed => {}
+            Verdict::Failed(why) => return Verdict::Failed(format!("boot {boot} of {SOAK}: {why}")),
+            skipped => return skipped,
+        }
+    }
+    Verdict::Passed
+}
+
+/// A command that is ended after the time limit.
+fn limited(program: PathBuf) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("--kill-after=10").arg(LIMIT_S.to_string()).arg(program);
+    command
+}
+
+fn output(app: &App, command: &mut Command) -> Result<Output, String> {
+    app.set_environment(command);
+    command.output().map_err(|error| format!("{command:?}: {error}"))
+}

@@ -1,0 +1,61 @@
+//! Tests of whole virtual machines: boots them under QEMU and compares what they do with what Linux
+//! does, or with what was written down.
+//!
+//! `vm-tests [--quick|--full] [--list] [NAME...]`, from the repository's root, after the kernel and
+//! the test programs have been built (`scripts/test` does all of it). A NAME is part of a test's
+//! name. The last line is `N passed, N failed, N skipped`; the exit code is 1 if any failed.
+
+mod boot;
+mod conformance;
+mod gaps;
+mod guest;
+mod java;
+mod kernel;
+mod suite;
+
+use std::{env, process::ExitCode};
+
+use suite::{Slice, Suite};
+
+fn main() -> ExitCode {
+    let options = match Options::parse(env::args().skip(1)) {
+        Ok(options) => options,
+        Err(unknown) => {
+            eprintln!("error: unknown option {unknown}\nhelp: vm-tests [--quick|--full] [--list] [NAME...]");
+            return ExitCode::from(2);
+        }
+    };
+    let mut suite = Suite::default();
+    kernel::add(&mut suite);
+    boot::add(&mut suite);
+    conformance::add(&mut suite);
+    java::add(&mut suite);
+    suite.select(options.slice, &options.names);
+    if options.list {
+        suite.list();
+        return ExitCode::SUCCESS;
+    }
+    if suite.run() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+struct Options {
+    slice: Slice,
+    list: bool,
+    names: Vec<String>,
+}
+
+impl Options {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self { slice: Slice::Default, list: false, names: Vec::new() };
+        for argument in arguments {
+            match argument.as_str() {
+                "--quick" => options.slice = Slice::Quick,
+                "--full" => options.slice = Slice::Full,
+                "--list" => options.list = true,
+                option if option.starts_with('-') => return Err(argument),
+                _ => options.names.push(argument),
+            }
+        }
+        Ok(options)
+    }
+}
