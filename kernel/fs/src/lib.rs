@@ -19,10 +19,16 @@
 
 extern crate alloc;
 
+pub mod cache;
+pub mod console;
+pub mod devices;
+pub mod erofs;
 pub mod error;
+pub mod eventfd;
 pub mod file;
 pub mod inode;
 pub mod io;
+pub mod pipe;
 pub mod vfs;
 
 pub use error::{FsError, FsResult};

@@ -1,0 +1,363 @@
+//! The page cache: the pages of each file, by index.
+//!
+//! A [`FilePages`] holds one file's pages. Device-backed files fill it through [`FilePages::get`],
+//! which reads a window of up to 128 KiB around or 512 KiB ahead of a missing page in one request;
+//! tasks that miss the same page wait for the one read. tmpfs keeps its only copy in it. Pages are
+//! handed out as counted references: they are copied from, and mapped, without another copy.
+//!
+//! # Locking
+//! `slots` is a leaf spin lock: pages are allocated, read and freed outside it.
+mod reclaim;
+
+use alloc::{
+    boxed::Box,
+    collections::BTreeMap,
+    sync::Arc,
+    vec::Vec,
+};
+use core::ops::Range;
+
+use rt::{
+    page::{PAGE_SIZE, Page},
+    sync::{SpinLock, WaitQueue},
+    task::ParkMode,
+};
+
+pub use reclaim::reclaim;
+
+use crate::{
+    error::{FsError, FsResult},
+    io::{Sink, page_pieces},
+};
+
+/// Pages of one allocation of slots: 256 KiB of file.
+const CHUNK: u64 = 64;
+/// Read around a page that a mapping faulted on: 128 KiB, aligned.
+const AROUND: u64 = 32;
+/// First and largest window of sequential reads: 128 and 512 KiB.
+const AHEAD_FIRST: u64 = 32;
+const AHEAD_MAX: u64 = 128;
+
+/// Where missing pages come from.
+pub trait PageSource {
+    /// Pages of the file.
+    fn pages(&self) -> u64;
+    /// Of the pages from `first` on, at most `max`, those that one [`PageSource::load`] can fill.
+    fn extent(&self, first: u64, max: u64) -> u64;
+    /// Fills `pages` with the file's from `first` on; what is beyond the file's end becomes zero.
+    fn load(&self, first: u64, pages: &[Page]) -> FsResult<()>;
+    /// The page itself, if the device is memory.
+    fn in_memory(&self, _index: u64) -> Option<Page> {
+        None
+    }
+}
+
+/// Which pages to read along with a missing one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readahead {
+    /// Those that follow: for reads.
+    Ahead,
+    /// Those beside it: for page faults.
+    Around,
+}
+
+enum Slot {
+    Empty,
+    /// Some task reads it.
+    Loading,
+    Ready {
+        page: Page,
+        /// Used since the reclaimer last came by.
+        used: bool,
+    },
+}
+
+type Chunk = Box<[Slot; CHUNK as usize]>;
+
+#[derive(Default)]
+struct Slots {
+    chunks: BTreeMap<u64, Chunk>,
+    /// Pages that are `Ready`.
+    ready: u64,
+    /// Where the last window ended, and how long it was: a miss there is a sequential reader's.
+    window_end: u64,
+    window_len: u64,
+    /// The reclaimer knows this file.
+    registered: bool,
+}
+
+impl Slots {
+    fn get(&self, index: u64) -> Option<&Slot> {
+        self.chunks.get(&(index / CHUNK)).map(|chunk| &chunk[(index % CHUNK) as usize])
+    }
+
+    fn get_mut(&mut self, index: u64) -> Option<&mut Slot> {
+        self.chunks.get_mut(&(index / CHUNK)).map(|chunk| &mut chunk[(index % CHUNK) as usize])
+    }
+
+    fn get_or_new(&mut self, index: u64) -> &mut Slot {
+        let chunk = self.chunks.entry(index / CHUNK);
+        let chunk = chunk.or_insert_with(|| Box::new([const { Slot::Empty }; CHUNK as usize]));
+        &mut chunk[(index % CHUNK) as usize]
+    }
+
+    fn is_empty_at(&self, index: u64) -> bool {
+        matches!(self.get(index), None | Some(Slot::Empty))
+    }
+
+    /// The pages to read for a miss at `index`: empty ones without a gap.
+    fn window(&mut self, index: u64, readahead: Readahead, source: &dyn PageSource) -> Range<u64> {
+        let (from, to) = match readahead {
+            Readahead::Around => (index / AROUND * AROUND, (index / AROUND + 1) * AROUND),
+            Readahead::Ahead => {
+                let sequential = index == self.window_end && index != 0;
+                self.window_len = if sequential { (self.window_len * 2).min(AHEAD_MAX) } else { AHEAD_FIRST };
+                (index, index.saturating_add(self.window_len))
+            }
+        };
+        let mut start = index;
+        while start > from && self.is_empty_at(start - 1) {
+            start -= 1;
+        }
+        let mut end = index + 1;
+        while end < to.min(source.pages()) && self.is_empty_at(end) {
+            end += 1;
+        }
+        // Around a fault the start may belong to another extent; then begin with the page itself.
+        if start + source.extent(start, end - start) <= index {
+            start = index;
+        }
+        let end = start + source.extent(start, end - start).max(1);
+        self.window_end = end;
+        start..end
+    }
+}
+
+/// One file's pages.
+pub struct FilePages {
+    slots: SpinLock<Slots>,
+    /// Woken when pages stop being `Loading`.
+    loaded: WaitQueue,
+}
+
+impl FilePages {
+    pub fn new() -> Arc<Self> {
+        let slots = SpinLock::new(Slots::default());
+        Arc::new(Self { slots, loaded: WaitQueue::new() })
+    }
+
+    /// The page if it is in memory. Never sleeps.
+    #[inline]
+    pub fn cached(&self, index: u64) -> Option<Page> {
+        match self.slots.lock().get_mut(index) {
+            Some(Slot::Ready { page, used }) => {
+                *used = true;
+                Some(page.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// The page, read with its neighbours if it is not in memory. `index` is within the source.
+    pub fn get(self: &Arc<Self>, index: u64, readahead: Readahead, source: &dyn PageSource) -> FsResult<Page> {
+        if let Some(page) = source.in_memory(index) {
+            return Ok(page);
+        }
+        loop {
+            let window = {
+                let mut slots = self.slots.lock();
+                match slots.get_mut(index) {
+                    Some(Slot::Ready { page, used }) => {
+                        *used = true;
+                        return Ok(page.clone());
+                    }
+                    Some(Slot::Loading) => None,
+                    Some(Slot::Empty) | None => {
+                        let window = slots.window(index, readahead, source);
+                        window.clone().for_each(|at| *slots.get_or_new(at) = Slot::Loading);
+                        Some(window)
+                    }
+                }
+            };
+            match window {
+                Some(window) => return self.load(index, window, source),
+                None => self.wait_loaded(index),
+            }
+        }
+    }
+
+    /// Reads a window whose slots this task has marked `Loading`.
+    fn load(self: &Arc<Self>, index: u64, window: Range<u64>, source: &dyn PageSource) -> FsResult<Page> {
+        let mut marked = Marked { file: self, range: window.clone() };
+        let mut pages = Vec::with_capacity((window.end - window.start) as usize);
+        for at in window.clone() {
+            match Page::alloc() {
+                Ok(page) => pages.push(page),
+                // Readahead is a luxury; the page itself is not.
+                Err(_) if at > index => break,
+                Err(out) => return Err(out.into()),
+            }
+        }
+        source.load(window.start, &pages)?;
+        let wanted = pages[(index - window.start) as usize].clone();
+        let mut overtaken = Vec::new();
+        let register = {
+            let mut slots = self.slots.lock();
+            for (at, page) in window.clone().zip(pages) {
+                match slots.get_mut(at) {
+                    Some(slot @ Slot::Loading) => {
+                        *slot = Slot::Ready { page, used: at == index };
+                        slots.ready += 1;
+                    }
+                    _ => overtaken.push(page),
+                }
+                marked.range.start = at + 1;
+            }
+            !core::mem::replace(&mut slots.registered, true)
+        };
+        drop(overtaken);
+        if register {
+            reclaim::register(Arc::downgrade(self));
+        }
+        Ok(wanted)
+    }
+
+    fn wait_loaded(&self, index: u64) {
+        let done = || (!matches!(self.slots.lock().get(index), Some(Slot::Loading))).then_some(());
+        let waited = self.loaded.wait_until(None, ParkMode::Uninterruptible, done);
+        debug_assert!(waited.is_ok());
+    }
+
+    // --- files whose only copy is here ---
+
+    /// Enters a page where none is; the result is the one that is there now. True: it is this one.
+    pub fn insert(&self, index: u64, page: Page) -> (Page, bool) {
+        let mut slots = self.slots.lock();
+        let slot = slots.get_or_new(index);
+        if let Slot::Ready { page: other, .. } = slot {
+            let other = other.clone();
+            drop(slots);
+            return (other, false);
+        }
+        *slot = Slot::Ready { page: page.clone(), used: true };
+        slots.ready += 1;
+        (page, true)
+    }
+
+    /// Drops the pages of the range; the result is how many there were.
+    pub fn remove(&self, range: Range<u64>) -> u64 {
+        let mut gone = Vec::new();
+        {
+            let mut slots = self.slots.lock();
+            let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
+            for (&number, chunk) in slots.chunks.range_mut(chunks) {
+                for (at, slot) in (number * CHUNK..).zip(chunk.iter_mut()) {
+                    if range.contains(&at) && matches!(slot, Slot::Ready { .. }) {
+                        gone.push(core::mem::replace(slot, Slot::Empty));
+                    }
+                }
+            }
+            slots.ready -= gone.len() as u64;
+            slots.chunks.retain(|_, chunk| chunk.iter().any(|slot| !matches!(slot, Slot::Empty)));
+        }
+        gone.len() as u64
+    }
+
+    /// The first page in memory at or behind `index`.
+    pub fn next_cached(&self, index: u64) -> Option<u64> {
+        let slots = self.slots.lock();
+        slots.chunks.range(index / CHUNK..).find_map(|(&number, chunk)| {
+            let cached = |(_, slot): &(u64, &Slot)| matches!(slot, Slot::Ready { .. });
+            (number * CHUNK..).zip(chunk.iter()).filter(cached).map(|(at, _)| at).find(|&at| at >= index)
+        })
+    }
+
+    /// Pages in memory.
+    pub fn len(&self) -> u64 {
+        self.slots.lock().ready
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Slots that the current task marked `Loading`; those not filled in the end become empty again, so
+/// that the next comer tries.
+struct Marked<'a> {
+    file: &'a FilePages,
+    range: Range<u64>,
+}
+
+impl Drop for Marked<'_> {
+    fn drop(&mut self) {
+        if !self.range.is_empty() {
+            let mut slots = self.file.slots.lock();
+            for at in self.range.clone() {
+                if let Some(slot @ Slot::Loading) = slots.get_mut(at) {
+                    *slot = Slot::Empty;
+                }
+            }
+        }
+        self.file.loaded.wake_all();
+    }
+}
+
+/// Copies from a file of `size` bytes, page by page; `page` gives them, None for a hole. Short if it
+/// fails after the first bytes.
+pub fn read_through(
+    size: u64,
+    at: u64,
+    out: &mut dyn Sink,
+    mut page: impl FnMut(u64) -> FsResult<Option<Page>>,
+) -> FsResult<usize> {
+    let len = out.remaining().min(usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX));
+    let mut done = 0;
+    for (index, offset, len) in page_pieces(at, len) {
+        let put = page(index).and_then(|page| match page {
+            Some(page) => out.put_page(&page, offset, len),
+            None => out.put_zeros(len),
+        });
+        match put {
+            Ok(()) => done += len,
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// Zeroes the page's bytes in the range.
+pub fn zero_in_page(page: &Page, range: Range<usize>) {
+    let zeros = [0; 512];
+    let mut at = range.start;
+    while at < range.end {
+        let now = (range.end - at).min(zeros.len());
+        page.write(at, &zeros[..now]);
+        at += now;
+    }
+}
+
+/// A new page with the content of another.
+pub fn copy_page(page: &Page) -> FsResult<Page> {
+    let copy = Page::alloc()?;
+    let mut bytes = [0; 512];
+    for at in (0..PAGE_SIZE).step_by(bytes.len()) {
+        page.read(at, &mut bytes);
+        copy.write(at, &bytes);
+    }
+    Ok(copy)
+}
+
+/// The index behind the last page of a file of that size.
+pub fn pages_of(size: u64) -> u64 {
+    size.div_ceil(PAGE_SIZE as u64)
+}
+
+/// An error for a write that would make a file larger than Linux allows.
+pub fn check_size(size: u64) -> FsResult<()> {
+    if size > i64::MAX as u64 { Err(FsError::TooBig) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;
