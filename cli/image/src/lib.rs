@@ -3,6 +3,7 @@
 //! [`Tree`] describes an image's files, [`erofs`] writes it, [`jdk`] obtains a JDK with the
 //! libraries it needs, [`app`] puts an application on top, and [`cache`] keeps all of it.
 
+pub mod app;
 pub mod cache;
 pub mod erofs;
 pub mod jdk;

@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::cache::Fingerprint;
+
 /// Symbolic links followed in one path, as on Linux.
 const MAX_LINKS: usize = 40;
 /// Longest file name, as on Linux and in EROFS.
@@ -173,6 +175,37 @@ impl Tree {
     /// Bytes of all files' content, hard links counted once.
     pub fn file_bytes(&self) -> u64 {
         (0..self.nodes.len()).filter_map(|id| self.content(id)).map(Content::len).sum()
+    }
+
+    /// A name for this tree: changes with any path, mode or content. Host files count by length,
+    /// times and inode, as in git's index: reading them all at each run would be slow.
+    pub fn fingerprint(&self) -> Result<Fingerprint, TreeError> {
+        self.add_to_print(Fingerprint::new("tree 1"), ROOT)
+    }
+
+    fn add_to_print(&self, mut print: Fingerprint, id: NodeId) -> Result<Fingerprint, TreeError> {
+        let node = &self.nodes[id];
+        print = print.part(&node.mode.to_le_bytes());
+        match &node.kind {
+            Kind::Dir(entries) => {
+                print = print.part(&entries.len().to_le_bytes());
+                for (name, &child) in entries {
+                    print = self.add_to_print(print.part(name), child)?;
+                }
+            }
+            Kind::File(Content::Bytes(bytes)) => print = print.part(bytes),
+            Kind::File(Content::Host { path, .. }) => {
+                let meta = fs::metadata(path).map_err(|source| TreeError::Host { path: path.clone(), source })?;
+                let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
+                for word in times.map(|time| time as u64).into_iter().chain([meta.len(), meta.ino(), meta.dev()]) {
+                    print = print.part(&word.to_le_bytes());
+                }
+            }
+            Kind::Symlink(target) => print = print.part(target),
+            Kind::Device { major, minor } => print = print.part(&major.to_le_bytes()).part(&minor.to_le_bytes()),
+            Kind::Fifo | Kind::Socket => {}
+        }
+        Ok(print)
     }
 
     pub(crate) fn content(&self, id: NodeId) -> Option<&Content> {
@@ -383,6 +416,24 @@ mod tests {
         assert!(matches!(tree.add_bytes("/dir", "", 0o644), Err(TreeError::IsADirectory(_))));
         assert!(matches!(tree.add_hard_link("/x", "/none"), Err(TreeError::Missing(_))));
         assert!(matches!(tree.add_bytes("/", "", 0o644), Err(TreeError::BadName(_))));
+    }
+
+    #[test]
+    fn the_fingerprint_sees_each_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = folder.path().join("file");
+        fs::write(&host, "one").unwrap();
+        let name = |mode| {
+            let mut tree = Tree::new();
+            tree.add_file("/file", &host, mode).unwrap();
+            tree.add_symlink("/link", "file").unwrap();
+            tree.fingerprint().unwrap().name()
+        };
+        let first = name(0o644);
+        assert_eq!(first, name(0o644));
+        assert_ne!(first, name(0o755));
+        fs::write(&host, "three").unwrap();
+        assert_ne!(first, name(0o644));
     }
 
     #[test]

@@ -1,0 +1,17 @@
+//! The `--timing` table.
+use vmm::Report;
+
+pub fn print(report: &Report) {
+    let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    eprintln!("{:>12} {:>12}  phase", "guest ms", "host ms");
+    for phase in &report.phases {
+        eprintln!("{:>12.3} {:>12.1}  {}", phase.ns as f64 / 1e6, milliseconds(phase.seen_after), phase.name);
+    }
+    if let Some(after) = report.first_output_after {
+        eprintln!("{:>12} {:>12.1}  first output", "", milliseconds(after));
+    }
+    eprintln!("{:>12} {:>12.1}  end", "", milliseconds(report.ended_after));
+    if let vmm::Outcome::Exited { tsc, .. } = report.outcome {
+        eprintln!("time stamp counter at power-off: {tsc}");
+    }
+}
