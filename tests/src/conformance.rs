@@ -58,7 +58,8 @@ struct LinuxRun {
 
 fn on_linux(file: &str) -> Result<LinuxRun, String> {
     let path = Path::new(BUILT).join(file);
-    let path = path.canonicalize().map_err(|error| format!("{}: {error}; run tests/conformance/build", path.display()))?;
+    let path =
+        path.canonicalize().map_err(|error| format!("{}: {error}; run tests/conformance/build", path.display()))?;
     // `timeout` is from coreutils; a program that hangs must not hang the suite.
     let run = Command::new("timeout")
         .arg(LIMIT_S.to_string())

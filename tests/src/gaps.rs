@@ -62,11 +62,16 @@ mod tests {
     #[test]
     fn a_known_gap_must_fail_and_nothing_else_may() {
         let gaps = BTreeSet::from(["b".to_owned()]);
-        let (expected, actual) = apply(&gaps, "ok a\nok b\ndone\n", "ok a\nFAILED b (x.c:1, errno 38)\ndone, with failures\n");
+        let (expected, actual) =
+            apply(&gaps, "ok a\nok b\ndone\n", "ok a\nFAILED b (x.c:1, errno 38)\ndone, with failures\n");
         assert_eq!(expected, actual);
         let (expected, actual) = apply(&gaps, "ok a\nok b\ndone\n", "ok a\nok b\ndone\n");
         assert_ne!(expected, actual);
-        let (expected, actual) = apply(&gaps, "ok a\nok b\ndone\n", "FAILED a (x.c:1, errno 0)\nFAILED b: 1, expected 2 (x.c:2)\ndone, with failures\n");
+        let (expected, actual) = apply(
+            &gaps,
+            "ok a\nok b\ndone\n",
+            "FAILED a (x.c:1, errno 0)\nFAILED b: 1, expected 2 (x.c:2)\ndone, with failures\n",
+        );
         assert_ne!(expected, actual);
     }
 }

@@ -73,7 +73,8 @@ impl App {
         };
         let jar = PathBuf::from(format!("build/java-apps/{name}.jar"));
         let jar = jar.canonicalize().map_err(|error| format!("{}: {error}; run java-apps/build", jar.display()))?;
-        let output = fs::read(folder.join("expected")).map_err(|error| format!("java-apps/{name}/expected: {error}"))?;
+        let output =
+            fs::read(folder.join("expected")).map_err(|error| format!("java-apps/{name}/expected: {error}"))?;
         let exit_code = match lines("expected-exit").first() {
             Some(code) => code.parse().map_err(|_| format!("java-apps/{name}/expected-exit: {code:?} is no number"))?,
             None => 0,
@@ -100,7 +101,9 @@ impl App {
             guest::differences(&String::from_utf8_lossy(&self.output), &String::from_utf8_lossy(&run.stdout));
         let (code, stderr) = (run.status.code(), guest::tail(&run.stderr));
         let expected = self.exit_code;
-        Verdict::Failed(format!("exit code {code:?}, expected {expected}\n{differences}\nstandard error's end:\n{stderr}"))
+        Verdict::Failed(format!(
+            "exit code {code:?}, expected {expected}\n{differences}\nstandard error's end:\n{stderr}"
+        ))
     }
 }
 
@@ -108,7 +111,9 @@ impl App {
 fn linux_jdks() -> Vec<PathBuf> {
     let installed = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten().map(|entry| entry.path());
     let mut jdks: Vec<_> = installed
-        .filter(|path| !path.is_symlink() && path.join("lib/server/libjvm.so").exists() && path.join("bin/java").exists())
+        .filter(|path| {
+            !path.is_symlink() && path.join("lib/server/libjvm.so").exists() && path.join("bin/java").exists()
+        })
         .collect();
     jdks.sort();
     jdks

@@ -75,9 +75,9 @@ impl Value<'_> {
         match self {
             Self::Boolean(z) => jvalue { z },
             Self::Int(i) => jvalue { i },
-            Self::String(JavaString(object))
-            | Self::Strings(StringArray(object))
-            | Self::Bytes(ByteArray(object)) => jvalue { l: object.raw.as_ptr() },
+            Self::String(JavaString(object)) | Self::Strings(StringArray(object)) | Self::Bytes(ByteArray(object)) => {
+                jvalue { l: object.raw.as_ptr() }
+            }
         }
     }
 }
@@ -186,12 +186,7 @@ impl<'vm> Env<'vm> {
         for (index, string) in (0..len).zip(strings) {
             // SAFETY: index < len, and the element is a String as the array demands.
             unsafe {
-                ((**self.raw).v1_2.SetObjectArrayElement)(
-                    self.raw,
-                    array.raw.as_ptr(),
-                    index,
-                    string.0.raw.as_ptr(),
-                );
+                ((**self.raw).v1_2.SetObjectArrayElement)(self.raw, array.raw.as_ptr(), index, string.0.raw.as_ptr());
             }
         }
         self.check_exception()?;
@@ -222,18 +217,12 @@ impl<'vm> Env<'vm> {
         let values: Vec<_> = values.iter().map(|value| value.raw()).collect();
         let class = class.0.raw.as_ptr();
         // SAFETY: as in `version`; `method` was found by the signature of exactly these values.
-        let raw =
-            unsafe { ((**self.raw).v1_2.CallStaticObjectMethodA)(self.raw, class, method, values.as_ptr()) };
+        let raw = unsafe { ((**self.raw).v1_2.CallStaticObjectMethodA)(self.raw, class, method, values.as_ptr()) };
         self.object(raw).map(R::from_object)
     }
 
     /// Finds a static `void` method that takes `values`.
-    pub fn static_void(
-        &self,
-        class: Class<'vm>,
-        name: &str,
-        values: &[Value<'vm>],
-    ) -> Result<Call<'vm>, JavaThrown> {
+    pub fn static_void(&self, class: Class<'vm>, name: &str, values: &[Value<'vm>]) -> Result<Call<'vm>, JavaThrown> {
         let method = self.static_method(class, name, &signature(values, "V"))?;
         let values = values.iter().map(|value| value.raw()).collect();
         Ok(Call { target: class.0, is_static: true, method, values })
@@ -241,12 +230,7 @@ impl<'vm> Env<'vm> {
 
     /// Finds a `void` method of `class` that takes `values`, and the object to call it on: a new one,
     /// from the constructor without arguments.
-    pub fn void_on_new(
-        &self,
-        class: Class<'vm>,
-        name: &str,
-        values: &[Value<'vm>],
-    ) -> Result<Call<'vm>, JavaThrown> {
+    pub fn void_on_new(&self, class: Class<'vm>, name: &str, values: &[Value<'vm>]) -> Result<Call<'vm>, JavaThrown> {
         let target = self.new_object(class)?;
         let (name, signature) = (c_string(name), c_string(&signature(values, "V")));
         let class = class.0.raw.as_ptr();
