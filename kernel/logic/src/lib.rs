@@ -7,11 +7,14 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod elf;
 pub mod futex;
 pub mod buddy;
 pub mod timers;
 pub mod run_queue;
+pub mod physical;
+pub mod pvh;
 pub mod random;
 pub mod vma;
 pub mod fd_table;
