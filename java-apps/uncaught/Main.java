@@ -2,9 +2,10 @@
 public class Main {
     public static void main(String[] args) {
         Runtime.getRuntime().addShutdownHook(new Thread(() -> System.out.println("hook runs last")));
+        Thread main = Thread.currentThread();
         Thread other = new Thread(() -> {
             try {
-                Thread.sleep(100);
+                main.join();
             } catch (InterruptedException e) {
                 throw new AssertionError(e);
             }

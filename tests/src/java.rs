@@ -53,6 +53,8 @@ struct App {
     environment: Vec<String>,
     jvm_arguments: Vec<String>,
     output: Vec<u8>,
+    /// What a machine's console shows: standard output and standard error in one.
+    console: Vec<u8>,
     exit_code: i32,
 }
 
@@ -75,30 +77,24 @@ impl App {
         let jar = jar.canonicalize().map_err(|error| format!("{}: {error}; run java-apps/build", jar.display()))?;
         let output =
             fs::read(folder.join("expected")).map_err(|error| format!("java-apps/{name}/expected: {error}"))?;
+        let mut console = fs::read(folder.join("expected-console")).unwrap_or_else(|_| output.clone());
+        let jvm_arguments = lines("jvm-args");
+        if !jvm_arguments.is_empty() {
+            console.splice(..0, format!("NOTE: Picked up JDK_JAVA_OPTIONS: {}\n", jvm_arguments.join(" ")).bytes());
+        }
         let exit_code = match lines("expected-exit").first() {
             Some(code) => code.parse().map_err(|_| format!("java-apps/{name}/expected-exit: {code:?} is no number"))?,
             None => 0,
         };
-        Ok(Self {
-            jar,
-            arguments: lines("args"),
-            environment: lines("env"),
-            jvm_arguments: lines("jvm-args"),
-            output,
-            exit_code,
-        })
+        Ok(Self { jar, arguments: lines("args"), environment: lines("env"), jvm_arguments, output, console, exit_code })
     }
 
-    fn set_environment(&self, command: &mut Command) {
-        command.envs(self.environment.iter().filter_map(|pair| pair.split_once('=')));
-    }
-
-    fn judge(&self, run: &Output) -> Verdict {
-        if run.status.code() == Some(self.exit_code) && run.stdout == self.output {
+    fn judge(&self, run: &Output, expected_output: &[u8]) -> Verdict {
+        if run.status.code() == Some(self.exit_code) && run.stdout == expected_output {
             return Verdict::Passed;
         }
         let differences =
-            guest::differences(&String::from_utf8_lossy(&self.output), &String::from_utf8_lossy(&run.stdout));
+            guest::differences(&String::from_utf8_lossy(expected_output), &String::from_utf8_lossy(&run.stdout));
         let (code, stderr) = (run.status.code(), guest::tail(&run.stderr));
         let expected = self.exit_code;
         Verdict::Failed(format!(
@@ -125,18 +121,18 @@ fn on_linux(name: &str, java_home: &Path) -> Verdict {
         let app = App::read(name)?;
         let mut java = limited(java_home.join("bin/java"));
         java.args(&app.jvm_arguments).arg("-jar").arg(&app.jar).args(&app.arguments);
-        let by_java = output(&app, &mut java)?;
+        let by_java = output(with_environment(&app, &mut java))?;
 
         let configuration = std::env::temp_dir().join(format!("jvm-host-test-{}.conf", std::process::id()));
         fs::write(&configuration, configuration_text(&app, java_home)).map_err(|error| error.to_string())?;
         let mut host = limited("build/jvm-host".into());
         host.env("DEMITASSE_JVM_HOST_CONF", &configuration).args(&app.arguments);
-        let by_host = output(&app, &mut host);
+        let by_host = output(with_environment(&app, &mut host));
         fs::remove_file(configuration).map_err(|error| error.to_string())?;
         Ok::<_, String>((app, by_java, by_host?))
     })();
     match runs {
-        Ok((app, by_java, by_host)) => match (app.judge(&by_java), app.judge(&by_host)) {
+        Ok((app, by_java, by_host)) => match (app.judge(&by_java, &app.output), app.judge(&by_host, &app.output)) {
             (Verdict::Failed(why), _) => Verdict::Failed(format!("java -jar itself: {why}")),
             (_, Verdict::Passed) if by_java.stderr != by_host.stderr => Verdict::Failed(guest::differences(
                 &String::from_utf8_lossy(&by_java.stderr),
@@ -157,15 +153,20 @@ fn configuration_text(app: &App, java_home: &Path) -> String {
 fn in_machine(name: &str, jdk: u32, cpus: u32) -> Verdict {
     let run = App::read(name).and_then(|app| {
         let mut command = limited("scripts/demitasse".into());
-        command.args(["run", "--jdk", &jdk.to_string(), "-c", &cpus.to_string()]);
-        command.arg(&app.jar).args(&app.arguments);
-        if !app.jvm_arguments.is_empty() {
-            command.env("JDK_JAVA_OPTIONS", app.jvm_arguments.join(" "));
+        command.args(["run", "--loglevel", "error", "--jdk", &jdk.to_string(), "--cpus", &cpus.to_string()]);
+        // The command ends the machine before it is ended itself.
+        command.args(["--time-limit", &format!("{}s", LIMIT_S - 10)]);
+        for pair in &app.environment {
+            command.args(["--env", pair]);
         }
-        output(&app, &mut command).map(|run| (app, run))
+        if !app.jvm_arguments.is_empty() {
+            command.args(["--env", &format!("JDK_JAVA_OPTIONS={}", app.jvm_arguments.join(" "))]);
+        }
+        command.arg(&app.jar).args(&app.arguments);
+        output(&mut command).map(|run| (app, run))
     });
     match run {
-        Ok((app, run)) => app.judge(&run),
+        Ok((app, run)) => app.judge(&run, &app.console),
         Err(why) => Verdict::Failed(why),
     }
 }
@@ -188,7 +189,10 @@ fn limited(program: PathBuf) -> Command {
     command
 }
 
-fn output(app: &App, command: &mut Command) -> Result<Output, String> {
-    app.set_environment(command);
+fn with_environment<'a>(app: &App, command: &'a mut Command) -> &'a mut Command {
+    command.envs(app.environment.iter().filter_map(|pair| pair.split_once('=')))
+}
+
+fn output(command: &mut Command) -> Result<Output, String> {
     command.output().map_err(|error| format!("{command:?}: {error}"))
 }
