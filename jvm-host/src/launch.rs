@@ -6,7 +6,7 @@
 
 use std::{env, fs, os::unix::ffi::OsStringExt};
 
-use jni_sys::JNI_VERSION_24;
+use jni_sys::{JNI_VERSION_21, JNI_VERSION_24};
 
 use crate::{
     FAILED, Failure,
@@ -55,20 +55,25 @@ fn find_main<'vm>(env: &Env<'vm>, config: &Config) -> Result<Call<'vm>, JavaThro
         env.call_static(helper, "checkAndLoadMain", &[to_stderr, Value::Int(LAUNCH_MODE_JAR), Value::String(jar)])?;
     let arguments = application_arguments(env, helper)?;
 
-    if env.version() >= JNI_VERSION_24 {
-        let is_static = env.static_boolean(helper, "isStaticMain")?;
-        let takes_none = env.static_boolean(helper, "noArgMain")?;
-        return main_of(env, class, is_static, (!takes_none).then_some(arguments));
-    }
-    // Older helpers do not say which main they found, and `java` tries. Other than a static main
-    // with arguments exists only as a preview of JDK 21.
-    for (is_static, arguments) in [(true, Some(arguments)), (false, Some(arguments)), (true, None)] {
-        match main_of(env, class, is_static, arguments) {
-            Ok(main) => return Ok(main),
-            Err(JavaThrown) => env.clear_exception(),
+    match env.version() {
+        JNI_VERSION_24.. => {
+            let is_static = env.static_boolean(helper, "isStaticMain")?;
+            let takes_none = env.static_boolean(helper, "noArgMain")?;
+            main_of(env, class, is_static, (!takes_none).then_some(arguments))
         }
+        // The helper does not say which main it found, and `java` tries. Other than a static main
+        // with arguments exists only as a preview.
+        JNI_VERSION_21.. => {
+            for (is_static, arguments) in [(true, Some(arguments)), (false, Some(arguments)), (true, None)] {
+                match main_of(env, class, is_static, arguments) {
+                    Ok(main) => return Ok(main),
+                    Err(JavaThrown) => env.clear_exception(),
+                }
+            }
+            main_of(env, class, false, None)
+        }
+        _ => main_of(env, class, true, Some(arguments)),
     }
-    main_of(env, class, false, None)
 }
 
 fn main_of<'vm>(
