@@ -1,19 +1,64 @@
-//! The kernel: the boot story, from a machine that can run tasks to the first program's end.
+//! The kernel: the boot story, from a machine that can run tasks to the first program.
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
-use machine::boot::BootInfo;
+use alloc::string::String;
+
+use abi::{BootConfig, LogLevel};
+use machine::{boot::{self, BootInfo}, console, cpu, drivers::power, tasks};
+use rt::task::{Start, TaskSpec};
+use spin::Once;
 
 #[global_allocator]
 static HEAP: machine::memory::heap::KernelHeap = machine::memory::heap::KernelHeap;
 
-/// The machine's boot code ends here, on the boot CPU.
+struct Boot {
+    config: BootConfig,
+    module: Option<(u64, u64)>,
+}
+
+static BOOT: Once<Boot> = Once::new();
+
+/// The machine's boot code ends here, on the boot CPU: brings the other CPUs up, starts the first
+/// kernel task, and idles.
 #[allow(unsafe_code, reason = "the machine calls it by name")]
 #[unsafe(no_mangle)]
 fn kernel_main(info: BootInfo) -> ! {
-    machine::console::set_level(log::LevelFilter::Info);
-    log::info!("command line {:?}", info.command_line);
-    machine::drivers::power::exit(0)
+    let config = BootConfig::parse(&info.command_line).unwrap_or_else(|error| boot::malformed(format_args!("{error}")));
+    console::set_level(level(config.log_level));
+    boot::init_time(config.exact, config.seed);
+    cpu::smp::start(&[]);
+    machine::memory::paging::drop_identity(cpu::smp::IDENTITY_END);
+    tasks::start_reaper();
+    BOOT.call_once(|| Boot { config, module: info.module });
+    let spec = TaskSpec { name: String::from("main"), start: Start::Kernel(first_task, 0), extension: None, affinity: u64::MAX, nice: 0 };
+    if tasks::spawn(spec, &mut |_| ()).is_err() {
+        boot::malformed(format_args!("too little memory for the first task"));
+    }
+    tasks::idle_loop()
+}
+
+fn level(level: LogLevel) -> log::LevelFilter {
+    match level {
+        LogLevel::Error => log::LevelFilter::Error,
+        LogLevel::Warn => log::LevelFilter::Warn,
+        LogLevel::Info => log::LevelFilter::Info,
+        LogLevel::Debug => log::LevelFilter::Debug,
+        LogLevel::Trace => log::LevelFilter::Trace,
+    }
+}
+
+/// The part of boot that may sleep.
+fn first_task(_: usize) {
+    let Some(boot) = BOOT.get() else { return };
+    if let Some(name) = &boot.config.test {
+        let passed = machine::selftest::run(name);
+        if !passed {
+            power::off(abi::exit::TEST_FAILED);
+        }
+        power::exit(0);
+    }
+    power::exit(0)
 }

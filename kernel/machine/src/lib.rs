@@ -24,6 +24,7 @@ pub mod memory;
 pub mod panic;
 pub mod random;
 pub mod runtime;
+pub mod selftest;
 pub mod tasks;
 pub mod time;
 pub mod trap;

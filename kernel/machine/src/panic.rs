@@ -194,9 +194,14 @@ fn readable(address: u64) -> bool {
     kernel_half && address.is_multiple_of(8) && paging::is_mapped(address) && paging::is_mapped(address + 15)
 }
 
+/// Where the kernel's text begins.
+pub fn text_start() -> u64 {
+    &raw const __text_start as u64
+}
+
 /// Follows saved frame pointers.
 fn backtrace(first: Option<u64>, mut rbp: u64) {
-    let text = &raw const __text_start as u64..&raw const __text_end as u64;
+    let text = text_start()..&raw const __text_end as u64;
     let mut number = 0;
     if let Some(rip) = first {
         print_frame(0, rip);

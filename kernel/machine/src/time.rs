@@ -5,7 +5,7 @@
 //! the APIC timer, which QEMU runs at 1 GHz. Tickless: a CPU's timer is armed for the nearest of its
 //! deadlines and its running task's slice end, or not at all.
 use core::arch::x86_64::_rdtsc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{
     cpu::{apic, features},
@@ -22,6 +22,8 @@ const NS_PER_S: u64 = 1_000_000_000;
 static NS_PER_TICK: AtomicU64 = AtomicU64::new(1 << 32);
 /// APIC timer ticks per nanosecond, 32.32 fixed point.
 static APIC_PER_NS: AtomicU64 = AtomicU64::new(1 << 32);
+/// QEMU counts instructions, and the counter with them.
+static EXACT: AtomicBool = AtomicBool::new(false);
 /// Counter at monotonic zero.
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// Wall clock at monotonic zero, ns since 1970.
@@ -65,11 +67,17 @@ pub fn set_realtime(epoch_ns: u64) {
 /// Finds the counter's frequency. The APIC must be on. In `exact` mode QEMU counts a virtual
 /// nanosecond per instruction, and the counter with it: nothing to measure.
 pub fn init(exact: bool) {
+    EXACT.store(exact, Ordering::Relaxed);
     let hz = if exact { NS_PER_S } else { known_hz().unwrap_or_else(measure_hz) };
     NS_PER_TICK.store(((u128::from(NS_PER_S) << 32) / u128::from(hz)) as u64, Ordering::Relaxed);
     APIC_PER_NS.store(((u128::from(HYPERVISOR_APIC_HZ) << 32) / u128::from(NS_PER_S)) as u64, Ordering::Relaxed);
     // Monotonic zero is the counter's: power-on, on a virtual machine.
     BASE.store(0, Ordering::Relaxed);
+}
+
+/// Whether this is the `exact` mode: a nanosecond is an instruction.
+pub fn is_exact() -> bool {
+    EXACT.load(Ordering::Relaxed)
 }
 
 /// The frequency, where the CPU or the hypervisor says it.

@@ -79,7 +79,7 @@ extern "C" fn boot_start(start_info: u32) -> ! {
     let (low, top) = unsafe { (address(&boot_stack_bottom), address(&boot_stack_top)) };
     smp::install_boot_cpu(0, paging::KERNEL_BASE + low, paging::KERNEL_BASE + top);
     runtime::register();
-    let pvh = pvh::read(u64::from(start_info));
+    let pvh = pvh::read(u64::from(start_info)).unwrap_or_else(|error| malformed(format_args!("{error}")));
     map_memory(&pvh);
     heap::use_frames();
     features::enable();
@@ -89,6 +89,12 @@ extern "C" fn boot_start(start_info: u32) -> ! {
     let info = BootInfo { command_line: pvh.command_line, module: pvh.module, rsdp: pvh.rsdp };
     // SAFETY: the kernel crate defines it with this signature.
     unsafe { kernel_main(info) }
+}
+
+/// Ends the machine: what it was booted with makes no sense.
+pub fn malformed(what: core::fmt::Arguments<'_>) -> ! {
+    crate::panic::print_raw(format_args!("demitasse: error: {what}\n"));
+    crate::drivers::power::off(abi::exit::BAD_BOOT)
 }
 
 /// Final page tables and the frame allocator.

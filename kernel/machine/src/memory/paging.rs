@@ -284,20 +284,45 @@ pub fn map_kernel_page(address: u64, physical: u64, flags: u64) -> Option<()> {
 
 /// True if a kernel address is mapped, by a page of any size. Takes no lock: for panics.
 pub fn is_mapped(address: u64) -> bool {
+    if root() == 0 { address >= KERNEL_BASE } else { last_level(address) != 0 }
+}
+
+/// The last-level entry for an address, of any page size; 0: none.
+pub fn last_level(address: u64) -> u64 {
     let mut table = root();
-    if table == 0 {
-        return address >= KERNEL_BASE;
-    }
     for level in (0..=3).rev() {
         // SAFETY: present tables are mapped by the direct map.
         let value = unsafe { (direct(table) as *const u64).add(index(address, level)).read_volatile() };
-        if value & PRESENT == 0 {
-            return false;
-        }
-        if level > 0 && value & LARGE != 0 {
-            return true;
+        if value & PRESENT == 0 || level == 0 || value & LARGE != 0 {
+            return if value & PRESENT == 0 { 0 } else { value };
         }
         table = value & ADDRESS_MASK;
     }
-    true
+    0
+}
+
+/// Calls `each(address, entry)` for every last-level entry of the kernel's half.
+pub fn each_kernel_mapping(mut each: impl FnMut(u64, u64)) {
+    fn visit(table: u64, level: u32, base: u64, each: &mut dyn FnMut(u64, u64)) {
+        for at in 0..512u64 {
+            // SAFETY: present tables are mapped by the direct map.
+            let value = unsafe { (direct(table) as *const u64).add(at as usize).read_volatile() };
+            let address = base | at << (12 + 9 * level);
+            if value & PRESENT == 0 {
+                continue;
+            }
+            if level == 0 || value & LARGE != 0 {
+                each(address, value);
+            } else {
+                visit(value & ADDRESS_MASK, level - 1, address, each);
+            }
+        }
+    }
+    for at in 256..512u64 {
+        // SAFETY: as above.
+        let value = unsafe { (direct(root()) as *const u64).add(at as usize).read_volatile() };
+        if value & PRESENT != 0 {
+            visit(value & ADDRESS_MASK, 2, 0xffff_0000_0000_0000 | at << 39, &mut each);
+        }
+    }
 }

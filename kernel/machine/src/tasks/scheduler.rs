@@ -322,6 +322,14 @@ pub fn yield_now() {
     switch_away(true);
 }
 
+/// A point where kernel code lets another task go first if one is due: for long loops.
+pub fn preemption_point() {
+    if this_cpu().reschedule.load(Ordering::Relaxed) {
+        let _off = InterruptsOff::new();
+        switch_away(true);
+    }
+}
+
 /// On the way back to application code, interrupts off: another task goes first.
 pub fn preempt() {
     switch_away(true);

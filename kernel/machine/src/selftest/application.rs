@@ -1,0 +1,241 @@
+#![allow(unsafe_code, reason = "the addresses of assembly snippets")]
+//! Tests of the way into the kernel and out of it, by snippets of application code.
+use alloc::{boxed::Box, format, string::String, sync::Arc};
+use core::sync::atomic::{AtomicU64, AtomicU8, Ordering::SeqCst};
+
+use rt::{
+    Personality,
+    regs::TrapFrame,
+    rt,
+    space::{AddressSpace as _, Placement, ProgramId, Prot},
+    task::{AppFault, ParkMode, Parked, Start, Task as _, TaskRef, TaskSpec},
+};
+
+use super::{
+    check,
+    memory::request,
+    tasks::wait_for,
+};
+use crate::{
+    cpu::{apic, irq, lock::InterruptsOff},
+    memory::space::SPACE,
+    tasks::{self, Task},
+    time,
+};
+
+core::arch::global_asm!(include_str!("snippets.S"), options(att_syntax));
+
+unsafe extern "C" {
+    static snippet_null: u8;
+    static snippet_registers: u8;
+    static snippet_fault: u8;
+    static snippet_windows: u8;
+    static snippet_spin: u8;
+    static snippet_vectors: u8;
+    static snippet_wait: u8;
+    static snippets_end: u8;
+}
+
+const OWNER: ProgramId = ProgramId(79);
+const RUNNING: u64 = u64::MAX;
+const KILLED: u64 = 1000;
+const MS: u64 = 1_000_000;
+const TEXT_BYTES: u64 = 8192;
+const STACK_BYTES: u64 = 16384;
+
+/// How an application task ended: its exit code, or RUNNING.
+struct Outcome(AtomicU64);
+
+static ARMED_VECTOR: AtomicU8 = AtomicU8::new(0);
+static HITS: AtomicU64 = AtomicU64::new(0);
+static WORK_DONE: AtomicU64 = AtomicU64::new(0);
+/// Exit work ends the task.
+static KILL: AtomicU64 = AtomicU64::new(0);
+
+struct TestPersonality;
+
+fn finish(task: &TaskRef, code: u64) -> ! {
+    if let Some(outcome) = task.extension().and_then(|e| e.downcast_ref::<Outcome>()) {
+        outcome.0.store(code, SeqCst);
+    }
+    tasks::exit()
+}
+
+impl Personality for TestPersonality {
+    fn syscall(&self, task: &TaskRef, frame: &mut TrapFrame) {
+        frame.rax = match frame.rax {
+            39 => 4242,
+            60 => finish(task, frame.rdi),
+            201 => {
+                apic::arm_timer(frame.rdi as u32 + 1);
+                0
+            }
+            202 => {
+                let _off = InterruptsOff::new();
+                apic::arm_timer(0);
+                HITS.load(SeqCst) - WORK_DONE.load(SeqCst) - u64::from(task.is_interrupted())
+            }
+            203 => match tasks::park(None, ParkMode::Interruptible) {
+                Parked::Interrupted => 7,
+                _ => 8,
+            },
+            _ => u64::MAX,
+        };
+    }
+
+    fn fault(&self, task: &TaskRef, frame: &mut TrapFrame, fault: AppFault) {
+        log::error!("test application: {fault:?} at {:#x}", frame.rip);
+        finish(task, 99)
+    }
+
+    fn exit_work(&self, task: &TaskRef, _frame: &mut TrapFrame) {
+        WORK_DONE.fetch_add(1, SeqCst);
+        if KILL.load(SeqCst) != 0 {
+            finish(task, KILLED);
+        }
+    }
+}
+
+/// Makes the test personality the machine's.
+pub fn register() {
+    rt::set_personality(&TestPersonality);
+}
+
+struct App {
+    task: Arc<Task>,
+    outcome: Arc<Outcome>,
+}
+
+impl App {
+    /// Starts a snippet in fresh application memory, with two arguments.
+    fn start(snippet: *const u8, arguments: [u64; 2], affinity: u64) -> Result<Self, String> {
+        // SAFETY: only addresses are used, and the bytes between the symbols are read-only data.
+        let (first, text) = unsafe {
+            let first = &raw const snippet_null;
+            (first as u64, core::slice::from_raw_parts(first, &raw const snippets_end as usize - first as usize))
+        };
+        let all = Prot::READ | Prot::WRITE | Prot::EXEC;
+        let code = SPACE.map(OWNER, request(TEXT_BYTES, all, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+        let stack = SPACE.map(OWNER, request(STACK_BYTES, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+        check(text.len() as u64 <= TEXT_BYTES, "the snippets outgrew their pages")?;
+        rt().user().write(code, text).map_err(|_| "no memory for the snippets")?;
+        let frame = Box::new(TrapFrame {
+            rip: code + (snippet as u64 - first),
+            rsp: stack + STACK_BYTES - 64,
+            rflags: 0x202,
+            rdi: arguments[0],
+            rsi: arguments[1],
+            ..TrapFrame::default()
+        });
+        let outcome = Arc::new(Outcome(AtomicU64::new(RUNNING)));
+        let start = Start::Application { frame, fs_base: 0, inherit_vectors: false };
+        let spec = TaskSpec { name: String::from("app"), start, extension: Some(outcome.clone()), affinity, nice: 0 };
+        let task = tasks::spawn(spec, &mut |_| ()).map_err(|_| "no memory for a task")?;
+        Ok(Self { task, outcome })
+    }
+
+    fn ended(&self) -> bool {
+        self.outcome.0.load(SeqCst) != RUNNING
+    }
+
+    fn expect(&self, code: u64) -> Result<(), String> {
+        wait_for(|| self.ended())?;
+        let got = self.outcome.0.load(SeqCst);
+        check(got == code, &format!("exit code {got} instead of {code}"))
+    }
+
+    /// Ends an application that does not end by itself.
+    fn kill(&self) -> Result<(), String> {
+        KILL.store(1, SeqCst);
+        self.task.interrupt();
+        let result = self.expect(KILLED);
+        KILL.store(0, SeqCst);
+        result
+    }
+}
+
+fn run(snippet: *const u8, arguments: [u64; 2]) -> Result<(), String> {
+    let result = App::start(snippet, arguments, u64::MAX)?.expect(0);
+    SPACE.release(OWNER);
+    result
+}
+
+pub fn null_syscall() -> Result<(), String> {
+    run(&raw const snippet_null, [0; 2])
+}
+
+pub fn syscall_registers() -> Result<(), String> {
+    run(&raw const snippet_registers, [0; 2])
+}
+
+pub fn fault_registers() -> Result<(), String> {
+    let page = SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    run(&raw const snippet_fault, [page, 0])
+}
+
+/// Sweeps an interrupt over the entry and exit paths: the timer fires after 1, 2, 3 … ticks, from
+/// inside one call until after the next. In `exact` mode a tick is an instruction.
+pub fn entry_exit_windows() -> Result<(), String> {
+    fn hit(_: usize) {
+        HITS.fetch_add(1, SeqCst);
+        tasks::with_current(|task| task.interrupt());
+    }
+    if ARMED_VECTOR.load(SeqCst) == 0 {
+        ARMED_VECTOR.store(irq::allocate(hit, 0).ok_or("no vector left")?, SeqCst);
+    }
+    HITS.store(0, SeqCst);
+    WORK_DONE.store(0, SeqCst);
+    // On CPU 0, as this test: its timer is the one that is redirected meanwhile.
+    tasks::current().set_affinity(1);
+    let app = App::start(&raw const snippet_windows, [3000, 0], 1)?;
+    apic::set_timer_vector(ARMED_VECTOR.load(SeqCst));
+    while !app.ended() {
+        tasks::yield_now();
+    }
+    apic::set_timer_vector(apic::VECTOR_TIMER);
+    time::arm(Some(time::now_ns() + MS));
+    tasks::current().set_affinity(u64::MAX);
+    let hits = HITS.load(SeqCst);
+    let result = app.expect(0);
+    SPACE.release(OWNER);
+    result?;
+    // By time rather than by instruction, the emulator decides where and whether an interrupt hits.
+    let least = if time::is_exact() { 500 } else { 1 };
+    check(hits >= least, &format!("only {hits} interrupts hit"))
+}
+
+pub fn preemption() -> Result<(), String> {
+    tasks::current().set_affinity(1);
+    let app = App::start(&raw const snippet_spin, [0; 2], 1)?;
+    for _ in 0..10 {
+        tasks::park(Some(time::now_ns() + MS), ParkMode::Uninterruptible);
+    }
+    let ran = app.task.cpu_time_ns();
+    tasks::current().set_affinity(u64::MAX);
+    let result = app.kill();
+    SPACE.release(OWNER);
+    result?;
+    check(ran > MS, &format!("the spinning task got {ran} ns"))
+}
+
+pub fn interrupt_flag() -> Result<(), String> {
+    let app = App::start(&raw const snippet_wait, [0; 2], u64::MAX)?;
+    tasks::park(Some(time::now_ns() + 5 * MS), ParkMode::Uninterruptible);
+    check(!app.ended(), "the wait ended by itself")?;
+    app.task.interrupt();
+    let result = app.expect(7);
+    SPACE.release(OWNER);
+    result
+}
+
+/// Tasks with different vector, x87 and MXCSR state share CPU 0 by preemption alone.
+pub fn vector_state() -> Result<(), String> {
+    let stop = SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    let start = |pattern| App::start(&raw const snippet_vectors, [pattern, stop], 1);
+    let apps = [start(11)?, start(22)?, start(33)?];
+    tasks::park(Some(time::now_ns() + 200 * MS), ParkMode::Uninterruptible);
+    rt().user().write(stop, &1u32.to_le_bytes()).map_err(|_| "stop word")?;
+    let result = apps.iter().try_for_each(|app| app.expect(0));
+    SPACE.release(OWNER);
+    result
+}

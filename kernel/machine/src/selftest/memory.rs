@@ -1,0 +1,147 @@
+//! Tests of memory: heap, frames, demand paging, protection, user copies, W^X.
+use alloc::{format, string::String, vec, vec::Vec};
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use rt::{
+    rt,
+    space::{AddressSpace as _, MapRequest, Placement, ProgramId, Prot, SpaceError},
+    user::BadAddress,
+};
+
+use super::{check, tasks::{spawn, wait_for}};
+use crate::{
+    cpu::percpu,
+    memory::{
+        frames,
+        paging::{self, NO_EXECUTE, PRESENT, WRITABLE},
+        space::SPACE,
+    },
+};
+
+const OWNER: ProgramId = ProgramId(77);
+const PAGE: u64 = 4096;
+
+pub fn request(len: u64, prot: Prot, placement: Placement) -> MapRequest {
+    MapRequest { placement, len, prot, file: None, shared: false, no_reserve: false, stack: false, label: None }
+}
+
+pub fn heap_stress() -> Result<(), String> {
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    static WRONG: AtomicUsize = AtomicUsize::new(0);
+    fn churn(seed: usize) {
+        let mut live: Vec<Vec<u8>> = Vec::new();
+        let mut state = seed as u64 * 2 + 1;
+        for step in 0..4000u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let size = 1 + (state >> 33) as usize % 5000;
+            live.push(vec![seed as u8; size]);
+            if live.len() > 64 {
+                let gone = live.swap_remove((state >> 20) as usize % live.len());
+                if gone.iter().any(|&byte| byte != seed as u8) {
+                    WRONG.fetch_add(1, SeqCst);
+                }
+            }
+            if step % 64 == 0 {
+                rt().yield_now();
+            }
+        }
+        DONE.fetch_add(1, SeqCst);
+    }
+    DONE.store(0, SeqCst);
+    let count = 2 * percpu::online_count();
+    for seed in 0..count {
+        spawn(churn, seed, u64::MAX, 0);
+    }
+    wait_for(|| DONE.load(SeqCst) == count)?;
+    check(WRONG.load(SeqCst) == 0, "a heap object was overwritten")
+}
+
+pub fn frames_return() -> Result<(), String> {
+    let map_and_touch = || -> Result<(), SpaceError> {
+        let start = SPACE.map(OWNER, request(256 * PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere))?;
+        SPACE.populate(OWNER, start, 256 * PAGE, true)?;
+        SPACE.unmap(OWNER, start, 256 * PAGE)
+    };
+    // The first round makes the page tables, which stay.
+    map_and_touch().map_err(|error| format!("{error:?}"))?;
+    let (_, before) = frames::totals();
+    for _ in 0..50 {
+        map_and_touch().map_err(|error| format!("{error:?}"))?;
+    }
+    let (_, after) = frames::totals();
+    let lost = before.saturating_sub(after);
+    check(lost < 512 * 1024, &format!("{lost} bytes of frames lost"))
+}
+
+pub fn demand_paging() -> Result<(), String> {
+    let len = 64 * PAGE;
+    let start = SPACE.map(OWNER, request(len, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    check(SPACE.footprint(OWNER).resident_bytes == 0, "pages before they were touched")?;
+    rt().user().write(start + 5 * PAGE - 2, b"across").map_err(|_| "write refused")?;
+    let mut back = [0; 6];
+    rt().user().read(&mut back, start + 5 * PAGE - 2).map_err(|_| "read refused")?;
+    check(&back == b"across", "read other bytes than written")?;
+    check(SPACE.footprint(OWNER).resident_bytes == 2 * PAGE, "more than the two touched pages")?;
+    SPACE.discard(OWNER, start, len).map_err(|e| format!("{e:?}"))?;
+    rt().user().read(&mut back, start + 5 * PAGE - 2).map_err(|_| "read refused")?;
+    check(back == [0; 6], "discarded memory kept its bytes")?;
+    let moved = SPACE.remap(OWNER, start, len, 4 * len, true, None).map_err(|e| format!("{e:?}"))?;
+    rt().user().write(moved + 4 * len - 1, b"!").map_err(|_| "write to the grown part refused")?;
+    SPACE.release(OWNER);
+    check(SPACE.footprint(OWNER).mapped_bytes == 0, "mappings left after release")
+}
+
+pub fn protection() -> Result<(), String> {
+    let start = SPACE.map(OWNER, request(4 * PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    rt().user().write(start, b"kept").map_err(|_| "write refused")?;
+    SPACE.protect(OWNER, start, PAGE, Prot::READ).map_err(|e| format!("{e:?}"))?;
+    check(rt().user().write(start, b"x") == Err(BadAddress), "wrote to a read-only page")?;
+    SPACE.protect(OWNER, start, PAGE, Prot::empty()).map_err(|e| format!("{e:?}"))?;
+    let mut back = [0; 4];
+    check(rt().user().read(&mut back, start) == Err(BadAddress), "read a PROT_NONE page")?;
+    SPACE.protect(OWNER, start, PAGE, Prot::READ | Prot::WRITE).map_err(|e| format!("{e:?}"))?;
+    rt().user().read(&mut back, start).map_err(|_| "read refused after PROT_NONE")?;
+    check(&back == b"kept", "PROT_NONE lost the page")?;
+    check(SPACE.protect(OWNER, start, 8 * PAGE, Prot::READ) == Err(SpaceError::NotMapped), "protected a hole")?;
+    let foreign = SPACE.map(ProgramId(78), request(PAGE, Prot::READ, Placement::Fixed(start)));
+    check(foreign == Err(SpaceError::NoMemory), "mapped over another program")?;
+    SPACE.release(OWNER);
+    Ok(())
+}
+
+pub fn bad_user_copy() -> Result<(), String> {
+    let user = rt().user();
+    let mut byte = [0];
+    check(user.read(&mut byte, 0x10_0000) == Err(BadAddress), "read unmapped memory")?;
+    check(user.read(&mut byte, paging::DIRECT_MAP) == Err(BadAddress), "read kernel memory")?;
+    check(user.write(u64::MAX - 1, b"abcd") == Err(BadAddress), "an address that wraps")?;
+    check(user.load_u32_nofault(0x10_0000) == Err(BadAddress), "loaded unmapped memory")?;
+    let start = SPACE.map(OWNER, request(PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    check(user.load_u32_nofault(start) == Err(BadAddress), "a page that nobody touched yet")?;
+    user.write(start + PAGE - 4, b"tail").map_err(|_| "write refused")?;
+    check(user.write(start + PAGE - 4, b"tailtail") == Err(BadAddress), "wrote beyond the mapping")?;
+    let mut text = [0; 16];
+    check(user.read_c_str(&mut text, start + PAGE - 4) == Err(BadAddress), "a string without an end")?;
+    user.write(start + PAGE - 4, b"abc\0").map_err(|_| "write refused")?;
+    check(user.read_c_str(&mut text, start + PAGE - 4) == Ok(Some(3)), "string length")?;
+    check(user.compare_exchange_u32(start, 0, 5) == Ok(0) && user.load_u32(start) == Ok(5), "exchange")?;
+    SPACE.release(OWNER);
+    Ok(())
+}
+
+pub fn write_xor_execute() -> Result<(), String> {
+    let mut bad = 0;
+    let mut seen = 0;
+    paging::each_kernel_mapping(|_, entry| {
+        seen += 1;
+        if entry & PRESENT != 0 && entry & WRITABLE != 0 && entry & NO_EXECUTE == 0 {
+            bad += 1;
+        }
+    });
+    check(seen > 100, "no kernel mappings found")?;
+    check(bad == 0, &format!("{bad} kernel mappings are writable and executable"))?;
+    let text = crate::panic::text_start();
+    let alias = paging::last_level(paging::direct(text - paging::KERNEL_BASE));
+    check(alias & WRITABLE == 0 && alias & NO_EXECUTE != 0, "kernel text is writable by the direct map")?;
+    check(paging::last_level(0x8000) & PRESENT == 0, "the boot identity map is still there")
+}

@@ -1,0 +1,60 @@
+//! Kernel tests: what only the machine itself can show. `test=NAME` or `test=all` on the command line
+//! runs them instead of a program; each reports by a control frame ([`abi::control::Frame::Test`]).
+//!
+//! They run in a kernel task of their own, over the real scheduler, page tables and interrupts, and
+//! with a small personality that serves the application snippets of [`application`].
+use alloc::string::String;
+use core::fmt::Write;
+
+use crate::console;
+
+mod application;
+mod memory;
+mod tasks;
+
+type Test = (&'static str, fn() -> Result<(), String>);
+
+const TESTS: &[Test] = &[
+    ("park-unpark", tasks::park_unpark),
+    ("park-timeout", tasks::park_timeout),
+    ("thousand-tasks", tasks::thousand_tasks),
+    ("fair-shares", tasks::fair_shares),
+    ("affinity", tasks::affinity),
+    ("stealing", tasks::stealing),
+    ("heap-stress", memory::heap_stress),
+    ("frames-return", memory::frames_return),
+    ("demand-paging", memory::demand_paging),
+    ("protection", memory::protection),
+    ("bad-user-copy", memory::bad_user_copy),
+    ("write-xor-execute", memory::write_xor_execute),
+    ("null-syscall", application::null_syscall),
+    ("syscall-registers", application::syscall_registers),
+    ("fault-registers", application::fault_registers),
+    ("entry-exit-windows", application::entry_exit_windows),
+    ("preemption", application::preemption),
+    ("interrupt-flag", application::interrupt_flag),
+    ("vector-state", application::vector_state),
+    ("stack-high-water", tasks::stack_high_water),
+];
+
+/// Runs the tests that `name` selects. True: all passed, and there were some.
+pub fn run(name: &str) -> bool {
+    application::register();
+    let mut failed = 0;
+    let mut ran = 0;
+    for (test, body) in TESTS.iter().filter(|(test, _)| name == "all" || name == *test) {
+        let result = body();
+        ran += 1;
+        failed += u32::from(result.is_err());
+        let detail = result.as_ref().err().map_or("", String::as_str);
+        let mut line = String::new();
+        let _ = write!(line, "{}", abi::control::Frame::Test { name: test, ok: result.is_ok(), detail });
+        console::write(line.as_bytes());
+    }
+    ran > 0 && failed == 0
+}
+
+/// An error text unless `condition` holds.
+fn check(condition: bool, what: &str) -> Result<(), String> {
+    if condition { Ok(()) } else { Err(String::from(what)) }
+}

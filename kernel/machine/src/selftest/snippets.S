@@ -1,0 +1,200 @@
+# Application code for the kernel tests: copied to application pages and run there. Each snippet ends
+# by exit(code), where code 0 is success. Position-independent; rsp is set by the test.
+
+    .set SYS_VALUE, 39              # returns 4242
+    .set SYS_EXIT, 60
+    .set SYS_ARM, 201               # rdi: interrupt after this many timer ticks
+    .set SYS_CHECK, 202             # 0: every interrupt so far led to its exit work
+
+
+    .macro LOAD_PATTERNS
+    mov $0x1001, %ebx
+    mov $0x1002, %edx
+    mov $0x1003, %esi
+    mov $0x1005, %ebp
+    mov $0x1008, %r8d
+    mov $0x1009, %r9d
+    mov $0x100a, %r10d
+    mov $0x100c, %r12d
+    mov $0x100d, %r13d
+    mov $0x100e, %r14d
+    mov $0x100f, %r15d
+    mov $0x2000, %eax
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    inc %eax
+    movd %eax, %xmm\n
+    pshufd $0, %xmm\n, %xmm\n
+    .endr
+    .endm
+
+    # Compares what LOAD_PATTERNS loaded; jumps to \bad on a difference. Clobbers rax, rcx and flags,
+    # and the 16 bytes at rsp - 16.
+    .macro CHECK_PATTERNS bad
+    cmp $0x1001, %rbx
+    jne \bad
+    cmp $0x1002, %rdx
+    jne \bad
+    cmp $0x1003, %rsi
+    jne \bad
+    cmp $0x1005, %rbp
+    jne \bad
+    cmp $0x1008, %r8
+    jne \bad
+    cmp $0x1009, %r9
+    jne \bad
+    cmp $0x100a, %r10
+    jne \bad
+    cmp $0x100c, %r12
+    jne \bad
+    cmp $0x100d, %r13
+    jne \bad
+    cmp $0x100e, %r14
+    jne \bad
+    cmp $0x100f, %r15
+    jne \bad
+    mov $0x2000, %eax
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    inc %eax
+    movups %xmm\n, -16(%rsp)
+    cmp %eax, -16(%rsp)
+    jne \bad
+    cmp %eax, -4(%rsp)
+    jne \bad
+    .endr
+    .endm
+
+    .section .rodata
+    .global snippet_null, snippet_registers, snippet_fault, snippet_windows, snippet_spin, snippet_vectors, snippet_wait, snippets_end
+# exit(value == 4242 ? 0 : 1)
+snippet_null:
+    mov $SYS_VALUE, %eax
+    syscall
+    xor %edi, %edi
+    cmp $4242, %rax
+    setne %dil
+    mov $SYS_EXIT, %eax
+    syscall
+
+# Every register but rax, rcx and r11 survives a call, rsp and the red zone too; rcx is the return
+# address, r11 the flags.
+snippet_registers:
+    mov %rsp, %rdi
+    LOAD_PATTERNS
+    movq $0x77, -128(%rsp)
+    movq $0x78, -32(%rsp)
+    stc
+    mov $SYS_VALUE, %eax
+    syscall
+1:  jnc 8f                          # flags come back
+    lea 1b(%rip), %rax
+    cmp %rax, %rcx
+    jne 8f
+    bt $9, %r11                     # IF, as Linux shows it
+    jnc 8f
+    cmp %rdi, %rsp
+    jne 8f
+    cmpq $0x77, -128(%rsp)
+    jne 8f
+    cmpq $0x78, -32(%rsp)
+    jne 8f
+    CHECK_PATTERNS 8f
+    xor %edi, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+8:  mov $2, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+
+# rdi: an untouched page. The page fault changes nothing else.
+snippet_fault:
+    LOAD_PATTERNS
+    movq $0x79, -128(%rsp)
+    stc
+    movb $1, (%rdi)
+    jnc 8b
+    cmpq $0x79, -128(%rsp)
+    jne 8b
+    CHECK_PATTERNS 8b
+    xor %edi, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+
+# rdi: rounds. An interrupt after 1, 2, 3 ... ticks falls on each instruction of entry and exit.
+snippet_windows:
+    mov %rdi, -64(%rsp)
+    movq $0, -72(%rsp)
+2:  LOAD_PATTERNS
+    movq $0x7a, -128(%rsp)
+    mov -72(%rsp), %rdi
+    mov $SYS_ARM, %eax
+    syscall
+    mov $SYS_VALUE, %eax
+    syscall
+    cmp $4242, %rax
+    jne 7f
+    CHECK_PATTERNS 7f
+    cmpq $0x7a, -128(%rsp)
+    jne 7f
+    mov $SYS_CHECK, %eax
+    syscall
+    test %rax, %rax
+    jnz 6f
+    incq -72(%rsp)
+    mov -72(%rsp), %rax
+    cmp -64(%rsp), %rax
+    jb 2b
+    xor %edi, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+7:  mov $3, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+6:  mov $4, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+
+# Never ends by itself and never calls.
+snippet_spin:
+    inc %rax
+    jmp snippet_spin
+
+# rdi: the task's own pattern; rsi: address of a stop word. Keeps it in all vector and x87 state,
+# without a call, while others run.
+snippet_vectors:
+    push %rdi
+    fildq (%rsp)                    # x87
+    movl $0x5f80, -8(%rsp)          # MXCSR: round up
+    ldmxcsr -8(%rsp)
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movq %rdi, %xmm\n
+    .endr
+3:  .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movq %xmm\n, %rax
+    cmp %rdi, %rax
+    jne 5f
+    .endr
+    fld %st(0)
+    fistpq -16(%rsp)
+    cmp %rdi, -16(%rsp)
+    jne 5f
+    stmxcsr -8(%rsp)
+    cmpl $0x5f80, -8(%rsp)
+    jne 5f
+    cmpl $0, (%rsi)
+    je 3b
+    xor %edi, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+5:  mov $5, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+
+# Waits interruptibly, then exits with what the wait said.
+snippet_wait:
+    mov $203, %eax
+    syscall
+    mov %rax, %rdi
+    mov $SYS_EXIT, %eax
+    syscall
+snippets_end:
+    .text
