@@ -15,8 +15,8 @@ pub enum Accel {
     Tcg,
 }
 
-/// Boots take milliseconds on KVM; where it hangs, this is how long that may take.
-const PROBE_LIMIT: Duration = Duration::from_secs(10);
+/// Boots take milliseconds on KVM; where it hangs, this is how long that costs, once.
+const PROBE_LIMIT: Duration = Duration::from_secs(4);
 
 /// What to use, and in one line why it is not KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
