@@ -7,7 +7,7 @@
 //! # Locking
 //! `position` is a sleeping mutex held over a read or write that uses it (POSIX makes those atomic
 //! with respect to each other); positional calls and streams do not take it.
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{string::String, sync::Arc, vec::Vec};
 use core::{
     any::Any,
     sync::atomic::{AtomicU32, Ordering},
@@ -15,7 +15,8 @@ use core::{
 
 use bitflags::bitflags;
 use rt::{
-    space::Pager,
+    page::Page,
+    space::{Pager, PagerError},
     sync::{Mutex, WaitQueue},
     task::TaskRef,
 };
@@ -334,7 +335,10 @@ impl OpenFile {
     /// Pages for mmap; None: ENODEV. Access mode and MAP_SHARED are the caller's to check.
     pub fn pager(&self) -> Option<Arc<dyn Pager>> {
         match &self.location {
-            Some(location) => location.inode().clone().pager(),
+            Some(location) => {
+                let inner = location.inode().clone().pager()?;
+                Some(Arc::new(LocatedPager { inner, location: location.clone() }))
+            }
             None => self.ops.pager(),
         }
     }
@@ -456,6 +460,31 @@ impl OpenFile {
 
     fn check_seekable(&self) -> FsResult<()> {
         if self.ops.is_stream() { Err(FsError::NotSeekable) } else { Ok(()) }
+    }
+}
+
+/// An inode's pager, together with the path under which it was opened. Holding the location also
+/// keeps the file in the dentry cache while it is mapped.
+struct LocatedPager {
+    inner: Arc<dyn Pager>,
+    location: Location,
+}
+
+impl Pager for LocatedPager {
+    fn page(&self, index: u64, write: bool) -> Result<Page, PagerError> {
+        self.inner.page(index, write)
+    }
+
+    fn page_if_cached(&self, index: u64) -> Option<Page> {
+        self.inner.page_if_cached(index)
+    }
+
+    fn path(&self) -> String {
+        String::from_utf8_lossy(&self.location.path_from_top()).into_owned()
+    }
+
+    fn identity(&self) -> (u32, u32, u64) {
+        self.inner.identity()
     }
 }
 

@@ -29,6 +29,7 @@ pub mod file;
 pub mod inode;
 pub mod io;
 pub mod pipe;
+pub mod tmpfs;
 pub mod vfs;
 
 pub use error::{FsError, FsResult};
@@ -36,3 +37,6 @@ pub use file::{FileOps, OpenFile, OpenFlags, Readiness};
 pub use inode::{FileKind, FileSystem, Inode, Metadata};
 pub use io::{Sink, SliceSink, SliceSource, Source};
 pub use vfs::{Location, Vfs};
+
+#[cfg(test)]
+mod testing;

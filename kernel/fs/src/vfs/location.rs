@@ -107,9 +107,18 @@ impl Location {
     /// The path as seen from `root`; ` (deleted)` behind that of an unlinked object (proc(5)). A
     /// location outside `root` is shown from its own topmost root.
     pub fn path(&self, root: &Location) -> Vec<u8> {
+        self.path_up_to(Some(root))
+    }
+
+    /// The path as seen from the topmost root.
+    pub fn path_from_top(&self) -> Vec<u8> {
+        self.path_up_to(None)
+    }
+
+    fn path_up_to(&self, root: Option<&Location>) -> Vec<u8> {
         let mut names = Vec::new();
         let mut at = self.clone();
-        while !at.is_same(root) {
+        while !root.is_some_and(|root| at.is_same(root)) {
             let (parent, name) = at.dentry.parent_and_name();
             match (parent, at.mount.mount_point()) {
                 (Some(parent), _) => {
