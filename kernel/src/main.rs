@@ -4,7 +4,7 @@
 
 extern crate alloc;
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 
 use abi::{BootConfig, LogLevel};
 use machine::{boot::{self, BootInfo}, console, cpu, drivers::power, tasks};
@@ -29,7 +29,10 @@ fn kernel_main(info: BootInfo) -> ! {
     let config = BootConfig::parse(&info.command_line).unwrap_or_else(|error| boot::malformed(format_args!("{error}")));
     console::set_level(level(config.log_level));
     boot::init_time(config.exact, config.seed);
-    cpu::smp::start(&[]);
+    let firmware = boot::firmware::read(&info);
+    boot::firmware::apply(&firmware);
+    let processors: Vec<u32> = firmware.cpus.iter().filter(|cpu| cpu.enabled).map(|cpu| cpu.apic_id).collect();
+    cpu::smp::start(&processors);
     machine::memory::paging::drop_identity(cpu::smp::IDENTITY_END);
     tasks::start_reaper();
     BOOT.call_once(|| Boot { config, module: info.module });

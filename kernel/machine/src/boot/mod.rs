@@ -134,4 +134,5 @@ pub fn init_time(exact: bool, seed: Option<u64>) {
     crate::memory::space::randomise(random::next_u64());
 }
 
+pub mod firmware;
 mod pvh;

@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "copies the trampoline and starts processors on fresh stacks")]
 //! Bringing up the application processors, one at a time, by INIT and start-up interrupts.
 use alloc::boxed::Box;
-use core::{ptr, sync::atomic::Ordering};
+use core::ptr;
 
 use x86_64::instructions::interrupts;
 
@@ -30,6 +30,7 @@ unsafe extern "C" {
 struct Start {
     index: u32,
     cpu: &'static PerCpu,
+    panic_stack: u64,
 }
 
 /// Makes the calling CPU the boot CPU: its per-CPU data, with the boot stack as kernel stack.
@@ -85,7 +86,7 @@ fn start_one(apic_id: u32, index: u32) -> bool {
     cpu.stack_top.set(top);
     cpu.stack_low.set(top - stacks::STACK_BYTES as u64);
     cpu.apic_id.set(apic_id);
-    let start = Box::into_raw(Box::new(Start { index, cpu }));
+    let start = Box::into_raw(Box::new(Start { index, cpu, panic_stack: stacks::leak(PANIC_STACK_BYTES) }));
     let offset = &raw const ap_parameters as u64 - &raw const ap_trampoline as u64;
     // SAFETY: the copied trampoline has three words for parameters at this offset; the processor
     // reads them only after the start-up interrupt.
@@ -115,13 +116,13 @@ extern "C" fn ap_start(start: *mut Start) -> ! {
     // SAFETY: `start_one` passed a Box through the trampoline, for this processor alone.
     let start = unsafe { Box::from_raw(start) };
     features::enable();
-    PerCpu::install(start.cpu, start.index, start.cpu.apic_id.get(), stacks::leak(PANIC_STACK_BYTES));
+    // Nothing may allocate before this: allocators ask which CPU they run on.
+    PerCpu::install(start.cpu, start.index, start.cpu.apic_id.get(), start.panic_stack);
     tables::load();
     apic::init();
     tlb::join();
     tasks::become_idle(start.cpu.stack_low.get(), start.cpu.stack_top.get());
     percpu::set_online();
-    start.cpu.idle.store(false, Ordering::Release);
     drop(start);
     tasks::idle_loop()
 }

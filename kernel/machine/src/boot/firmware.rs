@@ -1,0 +1,74 @@
+#![allow(unsafe_code, reason = "reads firmware tables by physical address")]
+//! ACPI: read once at boot, applied to interrupt controllers and power-off, and kept for drivers.
+use core::cell::Cell;
+
+use logic::{acpi::Acpi, physical::PhysReader};
+
+use super::BootInfo;
+use crate::{
+    cpu::{ioapic, smp},
+    drivers::power,
+    memory::{mmio, paging},
+};
+
+/// Physical memory that may not be RAM: low memory by the direct map, the rest by windows.
+struct Tables {
+    /// The last window: (physical start, length, address).
+    window: Cell<(u64, u64, u64)>,
+}
+
+/// Tables lie together, so one window serves many reads.
+const WINDOW_BYTES: u64 = 64 << 10;
+/// Beyond what any CPU here has: a wild pointer in a table.
+const PHYSICAL_END: u64 = 1 << 46;
+
+impl Tables {
+    fn address(&self, physical: u64, len: u64) -> u64 {
+        if physical + len <= smp::IDENTITY_END {
+            return paging::direct(physical);
+        }
+        let (start, length, at) = self.window.get();
+        if physical >= start && physical + len <= start + length {
+            return at + (physical - start);
+        }
+        let length = len.max(WINDOW_BYTES);
+        let at = mmio::map(physical, length) as u64;
+        self.window.set((physical, length, at));
+        at
+    }
+}
+
+impl PhysReader for Tables {
+    fn read(&self, address: u64, out: &mut [u8]) -> bool {
+        let len = out.len() as u64;
+        if address.checked_add(len).is_none_or(|end| end > PHYSICAL_END) {
+            return false;
+        }
+        let from = self.address(address, len) as *const u8;
+        // SAFETY: the window maps this range; reading memory that no device answers for gives ones.
+        unsafe { core::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        true
+    }
+}
+
+/// Reads the tables; a machine without, or with broken ones, gets an empty result and one line.
+pub fn read(info: &BootInfo) -> Acpi {
+    let tables = Tables { window: Cell::new((0, 0, 0)) };
+    match Acpi::read(&tables, info.rsdp) {
+        Ok(acpi) => acpi,
+        Err(error) => {
+            log::info!("{error}: one CPU, devices by command line only");
+            Acpi::default()
+        }
+    }
+}
+
+/// Sets up what the tables describe and the boot CPU needs at once.
+pub fn apply(acpi: &Acpi) {
+    for entry in &acpi.ioapics {
+        ioapic::add(entry.address, entry.first_gsi);
+    }
+    if let (Some(port), Some((sleep_type, _))) = (acpi.power.pm1a_control, acpi.power.s5_type) {
+        power::set_soft_off(port, u16::from(sleep_type));
+    }
+}
