@@ -33,6 +33,16 @@ impl Failure {
 
 const MORE_SPACE: &str = "free some space, or set DEMITASSE_CACHE to a folder on another disk";
 
+/// clap's own exit code would be taken for the application's.
+impl From<clap::Error> for Failure {
+    fn from(error: clap::Error) -> Self {
+        let text = error.render().to_string();
+        let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let message = lines.join(" ");
+        Self::new(TOOL_FAILED, message.strip_prefix("error: ").unwrap_or(&message), "see demitasse run --help")
+    }
+}
+
 impl From<JarError> for Failure {
     fn from(error: JarError) -> Self {
         let code = if matches!(error, JarError::NoMainClass(_)) { NOTHING_TO_RUN } else { TOOL_FAILED };

@@ -15,19 +15,38 @@ mod timing;
 use std::process::ExitCode;
 
 use arguments::{Cli, Command};
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
+use failure::Failure;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run(options) => run::run(&options),
-        Command::DevTest(options) => dev_test::run(&options),
-        Command::DevSymbols(options) => dev_symbols::run(&options),
-    };
-    match result {
+    match parse().and_then(|cli| cli.map_or(Ok(0), execute)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.report();
             ExitCode::from(failure.exit_code)
         }
+    }
+}
+
+/// What the user asked for; `None` if that was help, which is then printed.
+fn parse() -> Result<Option<Cli>, Failure> {
+    match Cli::try_parse() {
+        Ok(cli) => Ok(Some(cli)),
+        Err(error) if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(error.into())
+        }
+        Err(help) => {
+            // Nobody is left to be told that nobody reads the help.
+            let _ = help.print();
+            Ok(None)
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Run(options) => run::run(&options),
+        Command::DevTest(options) => dev_test::run(&options),
+        Command::DevSymbols(options) => dev_symbols::run(&options),
     }
 }

@@ -85,7 +85,7 @@ fn tied_to_this_process(program: &PathBuf) -> Command {
 /// The program's path, by the PATH if it is a bare name: so a missing one is found out before
 /// another program is asked to start it.
 pub(crate) fn find_program(name: PathBuf) -> Result<PathBuf, VmmError> {
-    let missing = || VmmError::QemuMissing { path: name.clone(), source: io::ErrorKind::NotFound.into() };
+    let missing = || VmmError::QemuMissing { path: name.clone(), source: io::Error::other("no such program") };
     if name.components().count() > 1 {
         return if name.is_file() { Ok(name.clone()) } else { Err(missing()) };
     }

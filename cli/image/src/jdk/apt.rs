@@ -59,7 +59,7 @@ impl Apt {
     pub(super) fn download(&self, offers: &[Offer], folder: &Path, progress: &dyn Progress) -> Result<(), JdkError> {
         let total: u64 = offers.iter().map(|offer| offer.len_bytes).sum();
         let wanted: Vec<String> = offers.iter().map(|offer| format!("{}={}", offer.package, offer.version)).collect();
-        let mut arguments = vec!["-o", "APT::Status-Fd=1", "download"];
+        let mut arguments = vec!["download"];
         arguments.extend(wanted.iter().map(String::as_str));
         progress.begin("fetching packages", total);
         let result = self.run(&arguments, folder, &mut |line| {
@@ -73,7 +73,7 @@ impl Apt {
 
     fn run(&self, arguments: &[&str], folder: &Path, line: &mut dyn FnMut(&str)) -> Result<(), JdkError> {
         let mut child = Command::new("apt-get")
-            .args(["-qq", "-c"])
+            .args(["-qq", "-o", "APT::Status-Fd=1", "-c"])
             .arg(&self.config)
             .args(arguments)
             .current_dir(folder)
@@ -101,7 +101,7 @@ impl Apt {
         }
         let first = failed_fetch.or_else(|| complaint.lines().find(|line| line.starts_with("E:")));
         let message = first.or_else(|| complaint.lines().next()).unwrap_or("no message").to_string();
-        Err(JdkError::Apt { command: arguments.first().copied().unwrap_or_default().to_string(), message })
+        Err(JdkError::Apt { command: arguments[0].to_string(), message })
     }
 }
 

@@ -100,6 +100,8 @@ pub enum JdkError {
     Tree(#[from] TreeError),
 }
 
+const MORE_SPACE: &str = "free some space, or set DEMITASSE_CACHE to a folder on another disk";
+
 impl JdkError {
     fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -109,9 +111,8 @@ impl JdkError {
     /// What the user can do about it, in one line.
     pub fn help(&self) -> &'static str {
         match self {
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "free some space, or set DEMITASSE_CACHE to a folder on another disk"
-            }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => MORE_SPACE,
+            Self::Apt { message, .. } if message.contains("No space left") => MORE_SPACE,
             Self::NoDebianSources | Self::ToolMissing { .. } => {
                 "fetching needs a Debian machine with apt-get, dpkg-deb and tar; elsewhere give a JDK's folder: --jdk DIR"
             }
