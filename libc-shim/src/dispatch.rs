@@ -1,0 +1,156 @@
+//! The way in from the machine: system calls, faults and exit work become calls of the table and of
+//! signal delivery.
+//!
+//! An interrupted call comes back with a restart code. If no handler has to run, it is repeated here,
+//! in the kernel, with its first deadline kept ([`Ctx::deadline_after`]); otherwise the handler's
+//! frame says how it goes on ([`deliver`]).
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use alloc::string::String;
+use rt::{
+    Personality,
+    regs::TrapFrame,
+    rt,
+    task::{AppFault, TaskRef},
+};
+
+use crate::{
+    call::Ctx,
+    errno::{ENOSYS, SysResult},
+    signal::{deliver::deliver, fault, send},
+    sysno,
+    table::{self, Row, Support},
+    thread::Thread,
+    threads,
+};
+
+/// Linux, as far as programs can tell.
+pub struct Linux;
+
+impl Personality for Linux {
+    fn syscall(&self, task: &TaskRef, frame: &mut TrapFrame) {
+        let Some(thread) = Thread::of(task) else {
+            frame.rax = ENOSYS.as_result();
+            return;
+        };
+        let mut cx = Ctx::new(task, thread, frame);
+        let number = cx.frame.rax;
+        run(&mut cx, number);
+        finish(&mut cx);
+    }
+
+    fn fault(&self, task: &TaskRef, frame: &mut TrapFrame, app_fault: AppFault) {
+        let Some(thread) = Thread::of(task) else {
+            panic!("fault in a task without a program: {app_fault:?} at {:#x}", frame.rip);
+        };
+        match fault::signal(&**task, frame, app_fault) {
+            Some((info, record)) => {
+                thread.record_fault(record);
+                send::force(task, thread, info);
+            }
+            None => threads::end_largest_program(),
+        }
+        let mut cx = Ctx::new(task, thread, frame);
+        deliver(&mut cx, None);
+        finish(&mut cx);
+    }
+
+    fn exit_work(&self, task: &TaskRef, frame: &mut TrapFrame) {
+        let Some(thread) = Thread::of(task) else {
+            task.clear_interrupt();
+            return;
+        };
+        let mut cx = Ctx::new(task, thread, frame);
+        deliver(&mut cx, None);
+        finish(&mut cx);
+    }
+}
+
+/// Ends the thread if the call or a signal said so.
+fn finish(cx: &mut Ctx<'_>) {
+    if let Some(ending) = cx.ending {
+        threads::leave(cx, ending);
+        rt().exit_task();
+    }
+}
+
+fn run(cx: &mut Ctx<'_>, number: u64) {
+    let row = table::row(number);
+    if row.is_none_or(|row| matches!(row.support, Support::No(_))) {
+        warn_once(number, row);
+    }
+    let raw = [cx.frame.rdi, cx.frame.rsi, cx.frame.rdx, cx.frame.r10, cx.frame.r8, cx.frame.r9];
+    let traced = cx.program().trace.load(Ordering::Relaxed);
+    let shown = if traced { describe(number, row, raw) } else { String::new() };
+    loop {
+        let result = match row {
+            Some(row) => (row.call)(cx, raw),
+            None => Err(ENOSYS),
+        };
+        match result {
+            Err(code) if code.is_restart() => {
+                if deliver(cx, Some(code)) {
+                    if traced {
+                        print_trace(cx, &shown, "? (interrupted)");
+                    }
+                    return;
+                }
+            }
+            result => {
+                if traced {
+                    print_result(cx, &shown, row, result);
+                }
+                cx.frame.rax = result.unwrap_or_else(|errno| errno.as_result());
+                return;
+            }
+        }
+    }
+}
+
+/// Says once for each call that it is not supported.
+fn warn_once(number: u64, row: Option<&'static Row>) {
+    static SAID: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+    let bit = 1 << (number % 64);
+    if let Some(word) = SAID.get((number / 64) as usize)
+        && word.fetch_or(bit, Ordering::Relaxed) & bit != 0
+    {
+        return;
+    }
+    let name = sysno::name(number).unwrap_or("unknown");
+    match row.map(|row| row.support) {
+        Some(Support::No(note)) => log::warn!("system call {number} ({name}) is not supported: {note}"),
+        _ => log::warn!("system call {number} ({name}) is not supported"),
+    }
+}
+
+fn describe(number: u64, row: Option<&'static Row>, raw: [u64; 6]) -> String {
+    let mut out = String::new();
+    match row {
+        Some(row) => {
+            out.push_str(row.name);
+            out.push('(');
+            (row.print)(&mut out, raw);
+            out.push(')');
+        }
+        None => {
+            let name = sysno::name(number).unwrap_or("syscall");
+            out = alloc::format!("{name}[{number}]({:#x}, {:#x}, {:#x}, ...)", raw[0], raw[1], raw[2]);
+        }
+    }
+    out
+}
+
+fn print_result(cx: &Ctx<'_>, shown: &str, row: Option<&'static Row>, result: SysResult) {
+    let text = match result {
+        _ if cx.ending.is_some() => String::from("?"),
+        Err(errno) => alloc::format!("-1 {errno}"),
+        Ok(value) if row.is_some_and(|row| row.gives_address) => alloc::format!("{value:#x}"),
+        Ok(value) => alloc::format!("{}", value as i64),
+    };
+    print_trace(cx, shown, &text);
+}
+
+fn print_trace(cx: &Ctx<'_>, shown: &str, result: &str) {
+    let line = alloc::format!("[{}] {shown} = {result}\n", cx.thread.tid());
+    rt().console_write(line.as_bytes());
+}

@@ -1,0 +1,261 @@
+//! Descriptors' own business: fcntl, flock, ioctl.
+//!
+//! # Locks between programs
+//! Record locks belong to a program, so within the only program that can open the file they never
+//! conflict: they are granted, and F_GETLK finds none. flock's belong to open files and can conflict
+//! within a program: see [`flock`].
+use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+
+use fs::{OpenFile, OpenFlags as FsFlags, console::Console};
+use rt::{
+    sync::{SpinLock, WaitQueue},
+    task::{ParkMode, Parked},
+};
+
+use super::get;
+use crate::{
+    args::{
+        Addr, Fd, Fields, Hex,
+        flags::FlockOp,
+        names::{FcntlOp, IoctlOp},
+    },
+    call::Ctx,
+    errno::{EAGAIN, EBADF, EINVAL, EMFILE, ENOTTY, ERESTARTSYS, SysResult},
+    program,
+};
+
+const FD_CLOEXEC: u64 = 1;
+
+/// fcntl(2).
+pub fn fcntl(cx: &mut Ctx<'_>, fd: Fd, op: FcntlOp, argument: Hex) -> SysResult {
+    let file = get(cx, fd)?;
+    let number = fd.0 as u32;
+    match op.0 {
+        FcntlOp::DUPFD => duplicate(cx, file, argument.0, false),
+        FcntlOp::DUPFD_CLOEXEC => duplicate(cx, file, argument.0, true),
+        FcntlOp::GETFD => {
+            let marked = cx.program().files.lock().close_on_exec(number).ok_or(EBADF)?;
+            Ok(if marked { FD_CLOEXEC } else { 0 })
+        }
+        FcntlOp::SETFD => {
+            let marked = argument.0 & FD_CLOEXEC != 0;
+            let open = cx.program().files.lock().set_close_on_exec(number, marked);
+            if open { Ok(0) } else { Err(EBADF) }
+        }
+        // O_LARGEFILE is always on for 64-bit programs, and shown.
+        FcntlOp::GETFL => Ok(u64::from((file.flags() | FsFlags::LARGE_FILE).bits())),
+        FcntlOp::SETFL => {
+            file.set_flags(FsFlags::from_bits_truncate(argument.0 as u32));
+            Ok(0)
+        }
+        FcntlOp::GETLK | FcntlOp::OFD_GETLK => get_lock(Addr(argument.0)),
+        FcntlOp::SETLK | FcntlOp::SETLKW => set_lock(&file, Addr(argument.0)),
+        // Signals for I/O readiness (F_SETSIG) do not exist; an owner may be noted nowhere.
+        _ => file_specific(&file, op, argument),
+    }
+}
+
+fn duplicate(cx: &Ctx<'_>, file: Arc<OpenFile>, from: u64, close_on_exec: bool) -> SysResult {
+    let mut files = cx.program().files.lock();
+    let from = u32::try_from(from).ok().filter(|from| *from < files.limit()).ok_or(EINVAL)?;
+    files.insert(file, close_on_exec, from).map(u64::from).map_err(|_| EMFILE)
+}
+
+/// Pipe sizes and seals are the object's.
+fn file_specific(_file: &OpenFile, _op: FcntlOp, _argument: Hex) -> SysResult {
+    Err(EINVAL)
+}
+
+const F_RDLCK: u16 = 0;
+const F_WRLCK: u16 = 1;
+const F_UNLCK: u16 = 2;
+
+/// F_GETLK: nobody else can hold a lock.
+fn get_lock(at: Addr) -> SysResult {
+    let kind = u16::from_le_bytes(at.read()?);
+    if !matches!(kind, F_RDLCK | F_WRLCK) {
+        return Err(EINVAL);
+    }
+    at.write(&F_UNLCK.to_le_bytes())?;
+    Ok(0)
+}
+
+/// F_SETLK, F_SETLKW: granted while there is one program, by the rule in the module's head.
+fn set_lock(file: &OpenFile, at: Addr) -> SysResult {
+    let kind = u16::from_le_bytes(at.read()?);
+    let allowed = match kind {
+        F_RDLCK => file.flags().reads(),
+        F_WRLCK => file.flags().writes(),
+        F_UNLCK => true,
+        _ => return Err(EINVAL),
+    };
+    if !allowed {
+        return Err(EBADF);
+    }
+    if program::all().len() > 1 {
+        return Err(crate::errno::ENOLCK);
+    }
+    Ok(0)
+}
+
+/// Who holds flock locks: by inode identity, the open files that hold it, by address.
+struct FlockState {
+    exclusive: bool,
+    holders: Vec<usize>,
+}
+
+static FLOCKS: SpinLock<BTreeMap<(u64, u64), FlockState>> = SpinLock::new(BTreeMap::new());
+static FLOCK_WAITERS: WaitQueue = WaitQueue::new();
+
+/// flock(2). A lock belongs to the open file and goes with LOCK_UN.
+/// Deviation: it does not go with the last close yet, since open files have no close hook; a later
+/// opener of the same file in the same program takes a dead holder's lock over instead.
+pub fn flock(cx: &mut Ctx<'_>, fd: Fd, op: FlockOp) -> SysResult {
+    let file = get(cx, fd)?;
+    let metadata = file.metadata()?;
+    let key = (metadata.device, metadata.inode);
+    let me = Arc::as_ptr(&file) as *const () as usize;
+    let exclusive = match op.0 & !FlockOp::NB {
+        FlockOp::UN => {
+            release_flock(key, me);
+            return Ok(0);
+        }
+        FlockOp::SH => false,
+        FlockOp::EX => true,
+        _ => return Err(EINVAL),
+    };
+    let open = open_file_addresses();
+    let try_lock = || take_flock(key, me, exclusive, &open).then_some(());
+    if op.has(FlockOp::NB) {
+        return try_lock().map(|()| 0).ok_or(EAGAIN);
+    }
+    match FLOCK_WAITERS.wait_until(None, ParkMode::Interruptible, try_lock) {
+        Ok(()) => Ok(0),
+        Err(Parked::Interrupted | Parked::TimedOut | Parked::Woken) => Err(ERESTARTSYS),
+    }
+}
+
+/// The open files that exist: a holder that is not among them has been closed.
+fn open_file_addresses() -> Vec<usize> {
+    let mut open = Vec::new();
+    for program in program::all() {
+        open.extend(program.files.lock().open().map(|(_, file)| Arc::as_ptr(file) as *const () as usize));
+    }
+    open
+}
+
+fn take_flock(key: (u64, u64), me: usize, exclusive: bool, open: &[usize]) -> bool {
+    let mut locks = FLOCKS.lock();
+    let state = locks.entry(key).or_insert(FlockState { exclusive, holders: Vec::new() });
+    state.holders.retain(|holder| open.contains(holder));
+    let others = state.holders.iter().any(|holder| *holder != me);
+    if others && (exclusive || state.exclusive) {
+        return false;
+    }
+    state.exclusive = exclusive;
+    if !state.holders.contains(&me) {
+        state.holders.push(me);
+    }
+    true
+}
+
+fn release_flock(key: (u64, u64), me: usize) {
+    let mut locks = FLOCKS.lock();
+    if let Some(state) = locks.get_mut(&key) {
+        state.holders.retain(|holder| *holder != me);
+        if state.holders.is_empty() {
+            locks.remove(&key);
+        }
+    }
+    drop(locks);
+    FLOCK_WAITERS.wake_all();
+}
+
+/// ioctl(2): what every file knows, what terminals know, and then the object's own.
+pub fn ioctl(cx: &mut Ctx<'_>, fd: Fd, request: IoctlOp, argument: Addr) -> SysResult {
+    let file = get(cx, fd)?;
+    match request.0 {
+        IoctlOp::FIOCLEX | IoctlOp::FIONCLEX => {
+            let marked = request.0 == IoctlOp::FIOCLEX;
+            cx.program().files.lock().set_close_on_exec(fd.0 as u32, marked);
+            Ok(0)
+        }
+        IoctlOp::FIONBIO => {
+            let on = i32::from_le_bytes(argument.read()?) != 0;
+            let flags = file.flags();
+            file.set_flags(if on { flags | FsFlags::NONBLOCK } else { flags - FsFlags::NONBLOCK });
+            Ok(0)
+        }
+        _ => object_ioctl(&file, request, argument),
+    }
+}
+
+fn object_ioctl(file: &OpenFile, request: IoctlOp, argument: Addr) -> SysResult {
+    let Some(console) = file.ops_as::<Console>() else {
+        return match request.0 {
+            IoctlOp::TCGETS | IoctlOp::TIOCGWINSZ | IoctlOp::TIOCGPGRP => Err(ENOTTY),
+            _ => Ok(file.ioctl(request.0 as u32, argument.0)?),
+        };
+    };
+    match request.0 {
+        IoctlOp::TCGETS => argument.write(&termios::encode(&console.settings()))?,
+        // Immediate, after output has drained, and with input flushed: output never waits here.
+        IoctlOp::TCSETS | IoctlOp::TCSETSW => console.set_settings(termios::decode(&argument.read()?)),
+        IoctlOp::TCSETSF => {
+            console.flush_input();
+            console.set_settings(termios::decode(&argument.read()?));
+        }
+        // 80 columns, 24 rows: a serial line does not say.
+        IoctlOp::TIOCGWINSZ => argument.write(&Fields::<8>::default().u16(24).u16(80).finish())?,
+        IoctlOp::TIOCGPGRP => argument.write(&program::INIT_PID.to_le_bytes())?,
+        IoctlOp::FIONREAD => argument.write(&(console.input_len() as u32).to_le_bytes())?,
+        _ => return Err(ENOTTY),
+    }
+    Ok(0)
+}
+
+/// The kernel's `struct termios` (termios(3)).
+mod termios {
+    use fs::console::Settings;
+
+    use crate::args::Fields;
+
+    pub const BYTES: usize = 36;
+    const ICRNL: u32 = 0x100;
+    const IXON: u32 = 0x400;
+    const OPOST_ONLCR: u32 = 0x5;
+    const B38400_CS8_CREAD: u32 = 0xbf;
+    const ISIG: u32 = 0x1;
+    const ICANON: u32 = 0x2;
+    const ECHO: u32 = 0x8;
+    const ECHOE_ECHOK_IEXTEN: u32 = 0x8030;
+    /// VINTR to VEOL2, as a fresh terminal has them.
+    const CONTROL: [u8; 19] = [3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22, 0, 0, 0];
+
+    pub fn encode(settings: &Settings) -> [u8; BYTES] {
+        let when = |on: bool, bits: u32| if on { bits } else { 0 };
+        Fields::default()
+            .u32(IXON | when(settings.return_is_newline, ICRNL))
+            .u32(when(settings.newline_to_return, OPOST_ONLCR))
+            .u32(B38400_CS8_CREAD)
+            .u32(ECHOE_ECHOK_IEXTEN
+                | when(settings.signals, ISIG)
+                | when(settings.canonical, ICANON)
+                | when(settings.echo, ECHO))
+            .put(&[0])
+            .put(&CONTROL)
+            .finish()
+    }
+
+    pub fn decode(bytes: &[u8; BYTES]) -> Settings {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let local = word(12);
+        Settings {
+            canonical: local & ICANON != 0,
+            echo: local & ECHO != 0,
+            return_is_newline: word(0) & ICRNL != 0,
+            newline_to_return: word(4) & OPOST_ONLCR == OPOST_ONLCR,
+            signals: local & ISIG != 0,
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Mapping one ELF file: its segments by file mappings, the rest of the last file page zeroed, bss
+//! anonymous.
+use alloc::{sync::Arc, vec::Vec};
+
+use fs::OpenFile;
+use logic::elf::{self as format, HEADER_BYTES, Header, Kind, Layout, Segment};
+use rt::{
+    rt,
+    space::{FileMapping, MapRequest, Placement, Prot, ProgramId, SpaceError},
+};
+
+use super::{read_exactly, read_fully};
+use crate::errno::{ENOEXEC, ENOMEM, SysResult};
+
+const PAGE: u64 = 4096;
+
+/// One mapped ELF file. Addresses are final.
+pub struct Loaded {
+    /// What was added to the link-time addresses (AT_BASE of an interpreter).
+    pub bias: u64,
+    pub entry: u64,
+    pub program_headers: u64,
+    pub program_header_count: u16,
+    /// End of the last segment, page-aligned.
+    pub end: u64,
+    pub interpreter: Option<Vec<u8>>,
+    pub exec_stack: bool,
+    pub code: (u64, u64),
+    pub data: (u64, u64),
+}
+
+pub fn read_layout(file: &OpenFile) -> SysResult<(Header, Layout)> {
+    let mut head = [0u8; HEADER_BYTES];
+    let len = read_fully(file, 0, &mut head)?;
+    let header = format::parse_header(&head[..len])?;
+    let table = read_exactly(file, header.program_headers_offset, header.table_bytes()).map_err(|_| ENOEXEC)?;
+    let layout = format::parse_layout(&header, &table)?;
+    Ok((header, layout))
+}
+
+/// Maps the file: a relocatable one from `base` on (aligned as it asks), a fixed one where it says.
+pub fn map_elf(owner: ProgramId, file: &Arc<OpenFile>, base: u64) -> SysResult<Loaded> {
+    let (header, layout) = read_layout(file)?;
+    let bias = match header.kind {
+        Kind::Relocatable => base.next_multiple_of(layout.align).wrapping_sub(layout.start() & !(layout.align - 1)),
+        Kind::Fixed => 0,
+    };
+    let pager = file.pager().ok_or(ENOEXEC)?;
+    for segment in &layout.segments {
+        map_segment(owner, segment, bias, |first_page| FileMapping { pager: pager.clone(), first_page })?;
+    }
+    let interpreter = match layout.interpreter {
+        None => None,
+        Some((offset, len)) => {
+            let mut path = read_exactly(file, offset, len).map_err(|_| ENOEXEC)?;
+            if path.pop() != Some(0) {
+                return Err(ENOEXEC);
+            }
+            Some(path)
+        }
+    };
+    let span = |wanted: fn(&Segment) -> bool| {
+        let of_kind = || layout.segments.iter().filter(|s| wanted(s));
+        let start = of_kind().map(|s| s.address).min().unwrap_or(0);
+        let end = of_kind().map(|s| s.address + s.mem_len).max().unwrap_or(0);
+        (start.wrapping_add(bias), end.wrapping_add(bias))
+    };
+    Ok(Loaded {
+        bias,
+        entry: header.entry.wrapping_add(bias),
+        program_headers: layout.program_headers_address.map_or(0, |at| at.wrapping_add(bias)),
+        program_header_count: header.program_header_count,
+        end: layout.end().wrapping_add(bias),
+        interpreter,
+        exec_stack: layout.exec_stack,
+        code: span(|s| s.exec),
+        data: span(|s| s.write),
+    })
+}
+
+fn map_segment(
+    owner: ProgramId,
+    segment: &Segment,
+    bias: u64,
+    mapping: impl Fn(u64) -> FileMapping,
+) -> SysResult<()> {
+    let start = segment.page_start().wrapping_add(bias);
+    let file_end = segment.file_page_end().wrapping_add(bias);
+    let end = segment.page_end().wrapping_add(bias);
+    let mut prot = Prot::empty();
+    prot.set(Prot::READ, segment.read || segment.write || segment.exec);
+    prot.set(Prot::WRITE, segment.write);
+    prot.set(Prot::EXEC, segment.exec);
+    if prot.contains(Prot::WRITE | Prot::EXEC) {
+        // No segment is writable and executable at once (docs/ring0.md).
+        log::warn!("ELF segment at {start:#x} asks to be writable and executable: refused");
+        return Err(ENOEXEC);
+    }
+    if file_end > start {
+        let file = mapping((segment.file_offset & !(PAGE - 1)) / PAGE);
+        map_at(owner, start, file_end - start, prot, Some(file))?;
+    }
+    // Where the file's bytes end within a page, the rest of that page is bss.
+    let bytes_end = segment.address.wrapping_add(bias) + segment.file_len;
+    if segment.write && segment.file_len < segment.mem_len && bytes_end < file_end {
+        rt().user().zero(bytes_end, (file_end - bytes_end) as usize)?;
+    }
+    if end > file_end {
+        map_at(owner, file_end, end - file_end, prot, None)?;
+    }
+    Ok(())
+}
+
+fn map_at(owner: ProgramId, start: u64, len: u64, prot: Prot, file: Option<FileMapping>) -> SysResult<()> {
+    let request = MapRequest {
+        placement: Placement::FixedNoReplace(start),
+        len,
+        prot,
+        file,
+        shared: false,
+        no_reserve: false,
+        stack: false,
+        label: None,
+    };
+    match rt().address_space().map(owner, request) {
+        Ok(_) => Ok(()),
+        Err(SpaceError::Exists) => {
+            log::error!("cannot load the program: {start:#x}, {len:#x} bytes, is in use by another");
+            Err(ENOMEM)
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,266 @@
+//! The signal calls: actions, masks, alternate stacks, sending, and the return from a handler.
+use rt::{
+    regs::{TrapFrame, VECTOR_STATE_BYTES, VectorState},
+    rt,
+};
+
+use super::{
+    Action, AltStack, Default as DefaultAction, SI_QUEUE, SI_TKILL, SI_USER, SIGSEGV, SIGNALS, SigInfo,
+    SigSet, default_action,
+    deliver::CODE_END,
+    frame::{self, Context, UCONTEXT_BYTES},
+    send,
+};
+use crate::{
+    args::{
+        Addr,
+        names::{MaskHow, Signal},
+    },
+    call::Ctx,
+    errno::{EFAULT, EINVAL, ENOMEM, EPERM, ESRCH, SysResult},
+    program, thread,
+    thread::Thread,
+};
+
+/// The kernel's signal sets have 8 bytes; another size is EINVAL.
+pub fn read_set(at: Addr, set_bytes: u64) -> SysResult<SigSet> {
+    check_set_bytes(set_bytes)?;
+    at.read_u64().map(SigSet)
+}
+
+fn check_set_bytes(set_bytes: u64) -> SysResult<()> {
+    if set_bytes == 8 { Ok(()) } else { Err(EINVAL) }
+}
+
+/// A signal number of a call that changes something.
+fn checked(signal: Signal) -> SysResult<u32> {
+    match signal.0 {
+        1..=64 => Ok(signal.0 as u32),
+        _ => Err(EINVAL),
+    }
+}
+
+/// rt_sigaction(2).
+pub fn rt_sigaction(cx: &mut Ctx<'_>, signal: Signal, new: Addr, old: Addr, set_bytes: u64) -> SysResult {
+    check_set_bytes(set_bytes)?;
+    let signal = checked(signal)?;
+    let wanted = match new.is_null() {
+        true => None,
+        false => Some(Action::from_bytes(&new.read()?)),
+    };
+    if wanted.is_some() && SigSet::UNBLOCKABLE.has(signal) {
+        return Err(EINVAL);
+    }
+    let program = &cx.thread.program;
+    let mut signals = program.signals.lock();
+    let before = *signals.action(signal);
+    if let Some(action) = wanted {
+        *signals.action(signal) = action;
+        if action.handler == Action::IGNORE
+            || (action.handler == Action::DEFAULT && default_action(signal) == DefaultAction::Ignore)
+        {
+            signals.pending.forget(SigSet::of(signal));
+            program.publish_pending(signals.pending.set());
+            for task in program.threads.lock().iter() {
+                if let Some(thread) = Thread::of(task) {
+                    thread.signals.lock().pending.forget(SigSet::of(signal));
+                }
+            }
+        }
+    }
+    drop(signals);
+    if !old.is_null() {
+        old.write(&before.to_bytes())?;
+    }
+    Ok(0)
+}
+
+/// rt_sigprocmask(2).
+pub fn rt_sigprocmask(cx: &mut Ctx<'_>, how: MaskHow, new: Addr, old: Addr, set_bytes: u64) -> SysResult {
+    check_set_bytes(set_bytes)?;
+    let wanted = match new.is_null() {
+        true => None,
+        false => Some(SigSet(new.read_u64()?)),
+    };
+    let mut state = cx.thread.signals.lock();
+    let before = state.mask;
+    if let Some(set) = wanted {
+        let mask = match how.0 {
+            MaskHow::BLOCK => before.with(set),
+            MaskHow::UNBLOCK => before.without(set),
+            MaskHow::SETMASK => set,
+            _ => return Err(EINVAL),
+        };
+        state.mask = mask.blockable();
+    }
+    drop(state);
+    if wanted.is_some() {
+        cx.thread.recheck_pending(cx.task);
+    }
+    if !old.is_null() {
+        old.write(&before.0.to_le_bytes())?;
+    }
+    Ok(0)
+}
+
+/// rt_sigpending(2).
+pub fn rt_sigpending(cx: &mut Ctx<'_>, set: Addr, set_bytes: u64) -> SysResult {
+    if set_bytes > 8 {
+        return Err(EINVAL);
+    }
+    let state = cx.thread.signals.lock();
+    let pending = state.pending.set().0 | cx.thread.program.pending_set().0;
+    let bytes = (pending & state.mask.0).to_le_bytes();
+    drop(state);
+    set.write(&bytes[..set_bytes as usize])?;
+    Ok(0)
+}
+
+/// sigaltstack(2).
+pub fn sigaltstack(cx: &mut Ctx<'_>, new: Addr, old: Addr) -> SysResult {
+    /// AT_MINSIGSTKSZ is larger, but this is what Linux checks.
+    const MINSIGSTKSZ: u64 = 2048;
+    let before = cx.thread.signals.lock().alt_stack;
+    let before_bytes = frame::stack_bytes(&before, cx.frame.rsp);
+    if !new.is_null() {
+        let bytes: [u8; 24] = new.read()?;
+        let flags = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        let (base, size) = (Addr(new.0).read_u64()?, Addr(new.0 + 16).read_u64()?);
+        if before.size != 0 && before.contains(cx.frame.rsp) {
+            return Err(EPERM);
+        }
+        let autodisarm = flags & 1 << 31 != 0;
+        let wanted = match flags & 0x7fff_ffff {
+            // SS_ONSTACK is taken as 0, as Linux does.
+            0 | 1 if size < MINSIGSTKSZ => return Err(ENOMEM),
+            0 | 1 if base.checked_add(size).is_none() => return Err(EFAULT),
+            0 | 1 => AltStack { base, size, autodisarm },
+            2 => AltStack::default(),
+            _ => return Err(EINVAL),
+        };
+        cx.thread.signals.lock().alt_stack = wanted;
+    }
+    if !old.is_null() {
+        old.write(&before_bytes)?;
+    }
+    Ok(0)
+}
+
+/// rt_sigreturn(2): everything comes from the frame that the handler's return left at rsp.
+pub fn rt_sigreturn(cx: &mut Ctx<'_>) -> SysResult {
+    // The restorer was reached by `ret`, which took pretcode off.
+    let Ok((registers, mask, alt_stack)) = read_frame(cx) else {
+        send::force(cx.task, cx.thread, SigInfo::from_kernel(SIGSEGV));
+        return Ok(cx.frame.rax);
+    };
+    *cx.frame = registers;
+    // Every register counts now, rcx and r11 as well.
+    cx.frame.vector = TrapFrame::REPLACED;
+    let mut state = cx.thread.signals.lock();
+    state.mask = mask;
+    state.alt_stack = alt_stack;
+    drop(state);
+    cx.thread.recheck_pending(cx.task);
+    Ok(cx.frame.rax)
+}
+
+fn read_frame(cx: &mut Ctx<'_>) -> SysResult<(TrapFrame, SigSet, AltStack)> {
+    let bytes: [u8; UCONTEXT_BYTES] = Addr(cx.frame.rsp).read()?;
+    let context = Context::from_ucontext(&bytes, cx.frame);
+    let mut registers = context.registers;
+    if registers.rip >= CODE_END {
+        return Err(EFAULT);
+    }
+    if context.vectors != 0 {
+        let mut state = VectorState { bytes: [0; VECTOR_STATE_BYTES], len: 512, features: 0 };
+        let fxsave: [u8; 512] = Addr(context.vectors).read()?;
+        state.bytes[..512].copy_from_slice(&fxsave);
+        if let Some((len, features)) = frame::extended_len(&fxsave).filter(|_| context.extended) {
+            rt().user().read(&mut state.bytes[512..len], context.vectors + 512)?;
+            let trailer: [u8; 4] = Addr(context.vectors + len as u64).read()?;
+            if trailer == frame::VECTOR_TRAILER {
+                (state.len, state.features) = (len, features);
+            }
+        }
+        if !cx.task.load_vectors(&mut registers, &state) {
+            return Err(EFAULT);
+        }
+    }
+    Ok((registers, context.mask, context.alt_stack))
+}
+
+/// kill(2). Process groups and sessions do not exist yet: 0 and negative pids mean the caller's own.
+pub fn kill(cx: &mut Ctx<'_>, pid: i32, signal: Signal) -> SysResult {
+    let target = match pid {
+        0 | -1 => cx.thread.program.clone(),
+        _ => program::by_pid(pid.unsigned_abs()).ok_or(ESRCH)?,
+    };
+    if signal.0 == 0 {
+        return Ok(0);
+    }
+    let info = SigInfo::from_sender(checked(signal)?, SI_USER, cx.thread.program.pid);
+    send::to_program(&target, info)?;
+    Ok(0)
+}
+
+/// tkill(2).
+pub fn tkill(cx: &mut Ctx<'_>, tid: i32, signal: Signal) -> SysResult {
+    send_to_tid(cx, None, tid, signal)
+}
+
+/// tgkill(2).
+pub fn tgkill(cx: &mut Ctx<'_>, pid: i32, tid: i32, signal: Signal) -> SysResult {
+    if pid <= 0 {
+        return Err(EINVAL);
+    }
+    send_to_tid(cx, Some(pid as u32), tid, signal)
+}
+
+fn send_to_tid(cx: &Ctx<'_>, pid: Option<u32>, tid: i32, signal: Signal) -> SysResult {
+    if tid <= 0 || !(0..=SIGNALS as i32).contains(&signal.0) {
+        return Err(EINVAL);
+    }
+    let task = thread::by_tid(cx, tid as u32, pid).ok_or(ESRCH)?;
+    if signal.0 != 0 {
+        let info = SigInfo::from_sender(signal.0 as u32, SI_TKILL, cx.thread.program.pid);
+        send::to_thread(&task, Thread::of(&task).ok_or(ESRCH)?, info)?;
+    }
+    Ok(0)
+}
+
+/// rt_sigqueueinfo(2).
+pub fn rt_sigqueueinfo(cx: &mut Ctx<'_>, pid: i32, signal: Signal, info: Addr) -> SysResult {
+    let target = u32::try_from(pid).ok().and_then(program::by_pid).ok_or(ESRCH)?;
+    let info = queued_info(cx, signal, info, target.pid)?;
+    if signal.0 != 0 {
+        send::to_program(&target, info)?;
+    }
+    Ok(0)
+}
+
+/// rt_tgsigqueueinfo(2).
+pub fn rt_tgsigqueueinfo(cx: &mut Ctx<'_>, pid: i32, tid: i32, signal: Signal, info: Addr) -> SysResult {
+    if pid <= 0 || tid <= 0 {
+        return Err(EINVAL);
+    }
+    let info = queued_info(cx, signal, info, pid as u32)?;
+    let task = thread::by_tid(cx, tid as u32, Some(pid as u32)).ok_or(ESRCH)?;
+    if signal.0 != 0 {
+        send::to_thread(&task, Thread::of(&task).ok_or(ESRCH)?, info)?;
+    }
+    Ok(0)
+}
+
+fn queued_info(cx: &Ctx<'_>, signal: Signal, at: Addr, pid: u32) -> SysResult<SigInfo> {
+    if !(0..=SIGNALS as i32).contains(&signal.0) {
+        return Err(EINVAL);
+    }
+    let info = SigInfo::from_bytes(signal.0 as u32, &at.read()?);
+    // Codes that say "from the kernel" or "from kill" may not be forged for another program.
+    let forged = info.code >= 0 || info.code == SI_TKILL;
+    if forged && pid != cx.thread.program.pid {
+        return Err(EPERM);
+    }
+    debug_assert!(SI_QUEUE < 0);
+    Ok(info)
+}
