@@ -4,6 +4,8 @@
 
 extern crate alloc;
 
+mod root;
+
 use alloc::{string::String, vec::Vec};
 
 use abi::{BootConfig, LogLevel};
@@ -53,15 +55,21 @@ fn level(level: LogLevel) -> log::LevelFilter {
     }
 }
 
-/// The part of boot that may sleep.
+/// The part of boot that may sleep: tests, or the root file system and the first program.
 fn first_task(_: usize) {
     let Some(boot) = BOOT.get() else { return };
     if let Some(name) = &boot.config.test {
-        let passed = machine::selftest::run(name);
-        if !passed {
+        if !machine::selftest::run(name) {
             power::off(abi::exit::TEST_FAILED);
         }
         power::exit(0);
     }
-    power::exit(0)
+    machine::memory::frames::set_reclaimer(fs::cache::reclaim);
+    let vfs = match root::device(boot.config.root, boot.module).and_then(root::mount) {
+        Ok(vfs) => vfs,
+        Err(error) => boot::malformed(format_args!("{error}")),
+    };
+    if let Err(error) = libc_shim::start_init(&boot.config, vfs) {
+        boot::malformed(format_args!("{error}"));
+    }
 }
