@@ -6,7 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use abi::BootConfig;
+use abi::{BootConfig, ConsoleInput};
 use image::{
     Cache, Fingerprint, Progress, Tree,
     app::{self, Jar},
@@ -166,6 +166,8 @@ pub fn machine(
     machine.time_limit = options.time_limit;
     machine.exact = exact;
     machine.boot.log_level = options.loglevel;
+    // The user's terminal edits and echoes lines itself.
+    machine.boot.stdin = ConsoleInput::Pipe;
     Ok(machine)
 }
 

@@ -19,10 +19,12 @@ use crate::{Machine, VmmError, outcome::{Ending, Phase, Report, TestResult}, qem
 /// What the machine's console input is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Stdin {
+    /// Never anything, and no end.
     #[default]
     Nothing,
-    /// This process' standard input, passed on until it ends.
+    /// This process' standard input, passed on until it ends; then ^D.
     Inherited,
+    /// These, then ^D.
     Bytes(Vec<u8>),
 }
 
@@ -101,7 +103,7 @@ fn feed_input(pipe: Option<ChildStdin>, stdin: Stdin) -> Option<mpsc::Receiver<C
         // A machine that ended no longer reads: that is its business, and no error.
         let _ = match stdin {
             Stdin::Nothing => Ok(()),
-            Stdin::Bytes(bytes) => pipe.write_all(&bytes),
+            Stdin::Bytes(bytes) => pass_on(&mut bytes.as_slice(), &mut pipe),
             Stdin::Inherited => pass_on(&mut io::stdin().lock(), &mut pipe),
         };
         let _ = keep.send(pipe);
@@ -109,17 +111,24 @@ fn feed_input(pipe: Option<ChildStdin>, stdin: Stdin) -> Option<mpsc::Receiver<C
     Some(kept)
 }
 
-/// Copies without waiting for more than there is.
-fn pass_on(from: &mut impl Read, to: &mut ChildStdin) -> io::Result<()> {
+/// ^D: ends input at the start of a line, else gives out the line begun (termios(3), VEOF).
+const END_OF_INPUT: u8 = 4;
+
+/// Copies without waiting for more than there is, then tells the machine that this was all. A
+/// serial line has no end, so the guest's line discipline is told as a user would tell it.
+fn pass_on(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = [0; 4096];
+    let mut in_line = false;
     loop {
         let count = from.read(&mut buffer)?;
-        if count == 0 {
-            return Ok(());
-        }
+        let Some(last) = buffer[..count].last() else { break };
+        in_line = *last != b'\n';
         to.write_all(&buffer[..count])?;
         to.flush()?;
     }
+    let ends: &[u8] = if in_line { &[END_OF_INPUT, END_OF_INPUT] } else { &[END_OF_INPUT] };
+    to.write_all(ends)?;
+    to.flush()
 }
 
 /// The whole of a stream, once it has ended.
@@ -209,5 +218,22 @@ impl Watch<'_> {
                 self.seen.tests.push(TestResult { name: name.to_string(), ok, detail: detail.to_string() });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_input_is_told_as_a_user_would() {
+        let passed = |text: &str| {
+            let mut out = Vec::new();
+            pass_on(&mut text.as_bytes(), &mut out).unwrap();
+            out
+        };
+        assert_eq!(passed(""), b"\x04");
+        assert_eq!(passed("a\n"), b"a\n\x04");
+        assert_eq!(passed("a\nb"), b"a\nb\x04\x04");
     }
 }

@@ -30,6 +30,7 @@ pub struct BootConfig {
     /// Where the root image is. None: a boot module if there is one, else the first virtio disk.
     pub root: Option<Root>,
     pub log_level: LogLevel,
+    pub stdin: ConsoleInput,
     /// Everything that the machine does is decided by `seed`.
     pub exact: bool,
     pub seed: Option<u64>,
@@ -51,6 +52,17 @@ pub enum Root {
     Module,
     /// The first virtio disk.
     Vda,
+}
+
+/// What feeds the console, and so what the line discipline does at first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleInput {
+    /// Somebody types: echo, line editing, ^C.
+    #[default]
+    Terminal,
+    /// A program writes, or a terminal that has echoed already: no echo, and no bytes that signal.
+    /// ^D at the start of a line still ends the input; there is no other way over a serial line.
+    Pipe,
 }
 
 /// What the kernel prints: this level and those above it.
@@ -126,6 +138,7 @@ impl BootConfig {
             ),
             "cwd" => self.cwd = Some(path()?),
             "root" => self.root = Some(value_or(Root::WANTED)?.parse().map_err(bad)?),
+            "stdin" => self.stdin = value_or(ConsoleInput::WANTED)?.parse().map_err(bad)?,
             "loglevel" => self.log_level = value_or(LogLevel::WANTED)?.parse().map_err(bad)?,
             "exact" => self.exact = flag()?,
             "strace" => self.strace = flag()?,
@@ -154,6 +167,9 @@ impl BootConfig {
         }
         if let Some(root) = self.root {
             line.word(&format!("root={}", root.name()));
+        }
+        if self.stdin != ConsoleInput::default() {
+            line.word(&format!("stdin={}", self.stdin.name()));
         }
         if self.log_level != LogLevel::default() {
             line.word(&format!("loglevel={}", self.log_level.name()));
@@ -236,6 +252,25 @@ impl FromStr for Root {
     }
 }
 
+impl ConsoleInput {
+    const WANTED: &'static str = "terminal or pipe";
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Terminal => "terminal",
+            Self::Pipe => "pipe",
+        }
+    }
+}
+
+impl FromStr for ConsoleInput {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Terminal, Self::Pipe].into_iter().find(|input| input.name() == text).ok_or(Self::WANTED)
+    }
+}
+
 impl LogLevel {
     const WANTED: &'static str = "error, warn, info, debug or trace";
 
@@ -314,6 +349,7 @@ mod tests {
             env: strings(&["PATH=/usr/bin:/bin", "EMPTY=", "EQ=a=b c"]),
             cwd: Some("/app".into()),
             root: Some(Root::Module),
+            stdin: ConsoleInput::Pipe,
             log_level: LogLevel::Trace,
             exact: true,
             seed: Some(u64::MAX),
@@ -351,7 +387,7 @@ mod tests {
     fn malformed_known_keys_are_errors_of_one_line() {
         for line in [
             "init", "init=bin/x", "init=/a%0", "init=/a%zz", "init=/a%00b", "arg", "arg=%ff", "env=NOVALUE", "env==x",
-            "cwd=app", "root=sda", "loglevel=loud", "exact=1", "strace=yes", "seed=", "seed=-1",
+            "cwd=app", "root=sda", "stdin=", "loglevel=loud", "exact=1", "strace=yes", "seed=", "seed=-1",
             "seed=18446744073709551616", "epoch_ns=now", "test=", "test", "virtio_mmio.device=512",
             "virtio_mmio.device=512@1:2:3:4", "virtio_mmio.device=@1:2",
         ] {

@@ -13,4 +13,4 @@ pub mod exit;
 pub mod ksyms;
 mod percent;
 
-pub use boot::{BootConfig, ConfigError, LogLevel, MmioDevice, Root};
+pub use boot::{BootConfig, ConfigError, ConsoleInput, LogLevel, MmioDevice, Root};
