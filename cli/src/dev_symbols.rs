@@ -102,7 +102,10 @@ mod tests {
     fn names_lose_hashes_and_generics() {
         for (symbol, short) in [
             ("_ZN7machine4task4park17h0123456789abcdefE", "machine::task::park"),
-            ("_ZN4core3ptr42drop_in_place$LT$alloc..string..String$GT$17h0123456789abcdefE", "core::ptr::drop_in_place"),
+            (
+                "_ZN4core3ptr42drop_in_place$LT$alloc..string..String$GT$17h0123456789abcdefE",
+                "core::ptr::drop_in_place",
+            ),
             (
                 "_ZN56_$LT$machine..lock..Guard$u20$as$u20$core..ops..Drop$GT$4drop17h0123456789abcdefE",
                 "machine::lock::Guard::drop",

@@ -41,7 +41,10 @@ pub(crate) enum Kind {
     File(Content),
     Symlink(Vec<u8>),
     /// Character or block device, by the type bits in the mode.
-    Device { major: u32, minor: u32 },
+    Device {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
     Socket,
 }
@@ -317,8 +320,7 @@ impl<'a> Walk<'a> {
     }
 
     fn follow(&mut self, target: &[u8]) -> Result<(), TreeError> {
-        self.links_left =
-            self.links_left.checked_sub(1).ok_or_else(|| TreeError::TooManyLinks(self.path.into()))?;
+        self.links_left = self.links_left.checked_sub(1).ok_or_else(|| TreeError::TooManyLinks(self.path.into()))?;
         if target.starts_with(b"/") {
             self.above.truncate(1);
         }
@@ -368,13 +370,10 @@ impl HostCopy<'_> {
                 return self.folder(tree, relative);
             }
             file_type::REGULAR => Kind::File(Content::Host { path: path.clone(), len: meta.len() }),
-            file_type::SYMLINK => {
-                Kind::Symlink(fs::read_link(&path).map_err(failed)?.as_os_str().as_bytes().to_vec())
+            file_type::SYMLINK => Kind::Symlink(fs::read_link(&path).map_err(failed)?.as_os_str().as_bytes().to_vec()),
+            file_type::CHAR | file_type::BLOCK => {
+                Kind::Device { major: rustix::fs::major(meta.rdev()), minor: rustix::fs::minor(meta.rdev()) }
             }
-            file_type::CHAR | file_type::BLOCK => Kind::Device {
-                major: rustix::fs::major(meta.rdev()),
-                minor: rustix::fs::minor(meta.rdev()),
-            },
             file_type::FIFO => Kind::Fifo,
             _ => Kind::Socket,
         };

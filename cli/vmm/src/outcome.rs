@@ -7,9 +7,14 @@ use abi::exit;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The application ended by itself; `tsc` is the time stamp counter just before power-off.
-    Exited { code: u8, tsc: u64 },
+    Exited {
+        code: u8,
+        tsc: u64,
+    },
     /// The kernel panicked, or the machine reset without a word (a triple fault).
-    Panicked { cause: String },
+    Panicked {
+        cause: String,
+    },
     /// The kernel could not make sense of how it was booted.
     BadBoot,
     OutOfMemory,
@@ -18,7 +23,10 @@ pub enum Outcome {
     /// The time limit passed, and the machine was stopped.
     TimedOut,
     /// QEMU itself failed; its last words.
-    QemuFailed { status: Option<i32>, message: String },
+    QemuFailed {
+        status: Option<i32>,
+        message: String,
+    },
 }
 
 /// A boot phase, as the kernel or the first program reported it.
@@ -114,10 +122,7 @@ mod tests {
         assert_eq!(ending(exit::OUT_OF_MEMORY).outcome(), Outcome::OutOfMemory);
         assert_eq!(ending(exit::TEST_FAILED).outcome(), Outcome::TestFailed);
         let panic = Some("why".to_string());
-        assert_eq!(
-            Ending { panic, ..ending(exit::PANIC) }.outcome(),
-            Outcome::Panicked { cause: "why".to_string() }
-        );
+        assert_eq!(Ending { panic, ..ending(exit::PANIC) }.outcome(), Outcome::Panicked { cause: "why".to_string() });
         let reset = Ending { status: Some(0), ..Ending::default() };
         assert!(matches!(reset.outcome(), Outcome::Panicked { .. }));
         let stderr = "qemu: bad option\n".to_string();

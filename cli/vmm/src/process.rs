@@ -14,7 +14,11 @@ use std::{
 use abi::control::{Decoder, Frame, Piece};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::{Machine, VmmError, outcome::{Ending, Phase, Report, TestResult}, qemu};
+use crate::{
+    Machine, VmmError,
+    outcome::{Ending, Phase, Report, TestResult},
+    qemu,
+};
 
 /// What the machine's console input is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -133,9 +133,9 @@ impl BootConfig {
         match key {
             "init" => self.init = Some(path()?),
             "arg" => self.args.push(without_nul(text()?).ok_or_else(|| bad("text without NUL"))?),
-            "env" => self.env.push(
-                without_nul(text()?).filter(|pair| pair.find('=') > Some(0)).ok_or_else(|| bad("NAME=VALUE"))?,
-            ),
+            "env" => self
+                .env
+                .push(without_nul(text()?).filter(|pair| pair.find('=') > Some(0)).ok_or_else(|| bad("NAME=VALUE"))?),
             "cwd" => self.cwd = Some(path()?),
             "root" => self.root = Some(value_or(Root::WANTED)?.parse().map_err(bad)?),
             "stdin" => self.stdin = value_or(ConsoleInput::WANTED)?.parse().map_err(bad)?,
@@ -145,7 +145,8 @@ impl BootConfig {
             "seed" => self.seed = Some(number(value).ok_or_else(|| bad("a number below 2^64"))?),
             "epoch_ns" => self.epoch_ns = Some(number(value).ok_or_else(|| bad("nanoseconds since 1970"))?),
             "test" => {
-                self.test = Some(value.filter(|name| !name.is_empty()).ok_or_else(|| bad("a test's name"))?.to_string());
+                self.test =
+                    Some(value.filter(|name| !name.is_empty()).ok_or_else(|| bad("a test's name"))?.to_string());
             }
             "virtio_mmio.device" => {
                 self.mmio_devices.push(value_or(MmioDevice::WANTED)?.parse().map_err(bad)?);
@@ -386,10 +387,30 @@ mod tests {
     #[test]
     fn malformed_known_keys_are_errors_of_one_line() {
         for line in [
-            "init", "init=bin/x", "init=/a%0", "init=/a%zz", "init=/a%00b", "arg", "arg=%ff", "env=NOVALUE", "env==x",
-            "cwd=app", "root=sda", "stdin=", "loglevel=loud", "exact=1", "strace=yes", "seed=", "seed=-1",
-            "seed=18446744073709551616", "epoch_ns=now", "test=", "test", "virtio_mmio.device=512",
-            "virtio_mmio.device=512@1:2:3:4", "virtio_mmio.device=@1:2",
+            "init",
+            "init=bin/x",
+            "init=/a%0",
+            "init=/a%zz",
+            "init=/a%00b",
+            "arg",
+            "arg=%ff",
+            "env=NOVALUE",
+            "env==x",
+            "cwd=app",
+            "root=sda",
+            "stdin=",
+            "loglevel=loud",
+            "exact=1",
+            "strace=yes",
+            "seed=",
+            "seed=-1",
+            "seed=18446744073709551616",
+            "epoch_ns=now",
+            "test=",
+            "test",
+            "virtio_mmio.device=512",
+            "virtio_mmio.device=512@1:2:3:4",
+            "virtio_mmio.device=@1:2",
         ] {
             let error = BootConfig::parse(line).expect_err(line).to_string();
             assert!(!error.contains('\n') && error.starts_with("boot configuration: "), "{error}");

@@ -81,7 +81,8 @@ impl Plan {
         };
         let at = self.placed.len();
         self.index.insert(node, at);
-        let layout = if size_bytes > 0 && size_bytes <= INLINE_MAX_BYTES { DataLayout::Inline } else { DataLayout::Plain };
+        let layout =
+            if size_bytes > 0 && size_bytes <= INLINE_MAX_BYTES { DataLayout::Inline } else { DataLayout::Plain };
         self.placed.push(Placed { node, parent, nlink: 1, size_bytes, layout, nid: 0, first_block: 0 });
         if let Kind::Dir(entries) = &tree.nodes[node].kind {
             self.placed[at].nlink = 2;

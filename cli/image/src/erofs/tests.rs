@@ -102,7 +102,12 @@ fn files_beyond_4_gib_keep_their_length() {
     let plan = Plan::new(&tree).unwrap();
     let metadata = plan.metadata(&tree).unwrap();
     fs::write(&path, &metadata).unwrap();
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(plan.metadata_bytes() + len.next_multiple_of(4096)).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(plan.metadata_bytes() + len.next_multiple_of(4096))
+        .unwrap();
     if let Some(text) = tool("dump.erofs", &["--path=/huge"], &path) {
         assert!(text.contains(&len.to_string()), "{text}");
     }

@@ -132,11 +132,7 @@ fn parse_offer(line: &str) -> Option<Offer> {
     let (file, len) = (words.nth(1)?, words.next()?);
     let mut parts = file.strip_suffix(".deb")?.splitn(3, '_');
     let (package, version) = (parts.next()?, parts.next()?);
-    Some(Offer {
-        package: package.to_string(),
-        version: version.replace("%3a", ":"),
-        len_bytes: len.parse().ok()?,
-    })
+    Some(Offer { package: package.to_string(), version: version.replace("%3a", ":"), len_bytes: len.parse().ok()? })
 }
 
 /// `dlstatus:ITEM:PERCENT:TEXT`.

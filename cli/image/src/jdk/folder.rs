@@ -78,7 +78,12 @@ pub(super) fn add(tree: &mut Tree, folder: &Path) -> Result<(), JdkError> {
     follow_links(tree, &folder, Path::new(""), &wanted)
 }
 
-fn follow_links(tree: &mut Tree, folder: &Path, relative: &Path, wanted: &dyn Fn(&Path) -> bool) -> Result<(), JdkError> {
+fn follow_links(
+    tree: &mut Tree,
+    folder: &Path,
+    relative: &Path,
+    wanted: &dyn Fn(&Path) -> bool,
+) -> Result<(), JdkError> {
     let here = folder.join(relative);
     for entry in fs::read_dir(&here).map_err(JdkError::io(&here))? {
         let entry = entry.map_err(JdkError::io(&here))?;

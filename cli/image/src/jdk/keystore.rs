@@ -81,8 +81,9 @@ mod tests {
     #[test]
     fn the_store_has_the_documented_layout() {
         let store = encode_jks(&[Authority { alias: "a".into(), der: vec![0x30, 0] }], 1);
-        let entry: &[u8] =
-            &[0, 0, 0, 2, 0, 1, b'a', 0, 0, 0, 0, 0, 0, 3, 0xe8, 0, 5, b'X', b'.', b'5', b'0', b'9', 0, 0, 0, 2, 0x30, 0];
+        let entry: &[u8] = &[
+            0, 0, 0, 2, 0, 1, b'a', 0, 0, 0, 0, 0, 0, 3, 0xe8, 0, 5, b'X', b'.', b'5', b'0', b'9', 0, 0, 0, 2, 0x30, 0,
+        ];
         assert_eq!(&store[..12], &[0xfe, 0xed, 0xfe, 0xed, 0, 0, 0, 2, 0, 0, 0, 1]);
         assert_eq!(&store[12..12 + entry.len()], entry);
         assert_eq!(store.len(), 12 + entry.len() + 20);

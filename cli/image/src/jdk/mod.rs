@@ -117,7 +117,9 @@ impl JdkError {
                 "fetching needs a Debian machine with apt-get, dpkg-deb and tar; elsewhere give a JDK's folder: --jdk DIR"
             }
             Self::Apt { .. } => "check the network and the mirror in /etc/apt, or give a JDK's folder: --jdk DIR",
-            Self::BadFolder { .. } => "give the folder that holds `release` and `lib/server/libjvm.so`, or --jdk 17, 21 or 25",
+            Self::BadFolder { .. } => {
+                "give the folder that holds `release` and `lib/server/libjvm.so`, or --jdk 17, 21 or 25"
+            }
             _ => "delete the cache folder and try again",
         }
     }

@@ -17,9 +17,8 @@ pub(super) struct Source {
     signed_by: Option<String>,
 }
 
-const RELEASES: [&str; 11] = [
-    "buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid", "oldstable", "stable", "testing", "unstable",
-];
+const RELEASES: [&str; 11] =
+    ["buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid", "oldstable", "stable", "testing", "unstable"];
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The Debian archives in an apt configuration folder, each once, in order.
