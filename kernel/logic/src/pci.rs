@@ -1,0 +1,224 @@
+//! PCI configuration space: which functions there are, their BARs, capabilities and MSI-X.
+//!
+//! Everything goes through [`ConfigSpace`]; the machine implements it over ECAM or over ports
+//! 0xcf8 and 0xcfc, tests over an array. Register names are those of the PCI Local Bus
+//! specification 3.0, chapter 6.
+use alloc::{collections::BTreeSet, vec::Vec};
+
+#[cfg(test)]
+mod tests;
+
+const COMMAND: u16 = 0x04;
+const CLASS_REVISION: u16 = 0x08;
+const HEADER_TYPE: u16 = 0x0c;
+const BAR_0: u16 = 0x10;
+const BUS_NUMBERS: u16 = 0x18;
+const CAPABILITIES: u16 = 0x34;
+
+const COMMAND_PORTS: u32 = 1;
+const COMMAND_MEMORY: u32 = 1 << 1;
+const COMMAND_MASTER: u32 = 1 << 2;
+const COMMAND_NO_WIRE: u32 = 1 << 10;
+const STATUS_CAPABILITIES: u32 = 1 << (16 + 4);
+
+const CAPABILITY_MSIX: u8 = 0x11;
+pub const CAPABILITY_VENDOR: u8 = 0x09;
+/// 192 bytes of 4: more links are a loop.
+const MAX_CAPABILITIES: usize = 48;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    pub bus: u8,
+    /// Below 32.
+    pub device: u8,
+    /// Below 8.
+    pub function: u8,
+}
+
+/// Aligned 32-bit access to configuration space; `offset` is a multiple of 4 below 256. A function
+/// that is not there reads as all ones.
+pub trait ConfigSpace {
+    fn read(&self, at: Address, offset: u16) -> u32;
+    fn write(&self, at: Address, offset: u16, value: u32);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function {
+    pub address: Address,
+    pub vendor: u16,
+    pub device: u16,
+    /// Class, subclass, interface.
+    pub class: u32,
+    /// A bridge has two BARs, other functions six.
+    pub bars: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// 0: nobody assigned one.
+    pub address: u64,
+    pub len: u64,
+    /// Takes the next BAR's register too.
+    pub wide: bool,
+}
+
+/// The MSI-X capability: where the table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msix {
+    capability: u16,
+    pub entries: u16,
+    pub bar: u8,
+    pub offset: u32,
+}
+
+/// Bytes of one MSI-X table entry: address, data, control.
+pub const MSIX_ENTRY_LEN: u32 = 16;
+
+/// Functions on `first_bus` and on all buses behind bridges that firmware has numbered.
+pub fn enumerate(config: &impl ConfigSpace, first_bus: u8) -> Vec<Function> {
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut buses = Vec::from([first_bus]);
+    while let Some(bus) = buses.pop() {
+        // A bridge that leads back makes no endless walk.
+        if seen.insert(bus) {
+            scan_bus(config, bus, &mut found, &mut buses);
+        }
+    }
+    found
+}
+
+fn scan_bus(config: &impl ConfigSpace, bus: u8, found: &mut Vec<Function>, buses: &mut Vec<u8>) {
+    for device in 0..32 {
+        for function in 0..8 {
+            let address = Address { bus, device, function };
+            let id = config.read(address, 0);
+            if id as u16 == 0xffff {
+                if function == 0 {
+                    break;
+                }
+                continue;
+            }
+            let header = config.read(address, HEADER_TYPE) >> 16;
+            let bridge = header & 0x7f == 1;
+            if bridge {
+                buses.push((config.read(address, BUS_NUMBERS) >> 8) as u8);
+            }
+            found.push(Function {
+                address,
+                vendor: id as u16,
+                device: (id >> 16) as u16,
+                class: config.read(address, CLASS_REVISION) >> 8,
+                bars: if bridge { 2 } else { 6 },
+            });
+            if function == 0 && header & 0x80 == 0 {
+                break;
+            }
+        }
+    }
+}
+
+/// The memory BAR `index`. None: a port BAR, not there, or malformed. Decoding is off while the size
+/// is asked for.
+pub fn memory_bar(config: &impl ConfigSpace, function: &Function, index: u8) -> Option<Bar> {
+    if index >= function.bars {
+        return None;
+    }
+    let (at, offset) = (function.address, BAR_0 + 4 * u16::from(index));
+    let low = config.read(at, offset);
+    let wide = match low & 7 {
+        0 => false,
+        4 if index + 1 < function.bars => true,
+        _ => return None,
+    };
+    let command = config.read(at, COMMAND) & 0xffff;
+    config.write(at, COMMAND, command & !(COMMAND_PORTS | COMMAND_MEMORY));
+    let probe = |offset| {
+        let value = config.read(at, offset);
+        config.write(at, offset, u32::MAX);
+        let mask = config.read(at, offset);
+        config.write(at, offset, value);
+        (value, mask)
+    };
+    let (value, mask) = probe(offset);
+    let (high, high_mask) = if wide { probe(offset + 4) } else { (0, u32::MAX) };
+    config.write(at, COMMAND, command);
+    let mask = u64::from(high_mask) << 32 | u64::from(mask & !0xf);
+    let len = (!mask).wrapping_add(1);
+    if mask & 0xffff_fff0 == 0 && !wide || !len.is_power_of_two() {
+        return None;
+    }
+    let address = u64::from(high) << 32 | u64::from(value & !0xf);
+    (address.is_multiple_of(len) && address.checked_add(len).is_some()).then_some(Bar { address, len, wide })
+}
+
+/// Gives memory BARs that firmware left at 0 a place in `[next, end)`, from the bottom up. False: no
+/// room.
+pub fn assign_bars(config: &impl ConfigSpace, function: &Function, next: &mut u64, end: u64) -> bool {
+    let mut index = 0;
+    while index < function.bars {
+        let Some(bar) = memory_bar(config, function, index) else {
+            index += 1;
+            continue;
+        };
+        if bar.address == 0 {
+            let Some(address) = next.checked_next_multiple_of(bar.len) else { return false };
+            let limit = if bar.wide { end } else { end.min(1 << 32) };
+            if address.checked_add(bar.len).is_none_or(|bar_end| bar_end > limit) {
+                return false;
+            }
+            let offset = BAR_0 + 4 * u16::from(index);
+            config.write(function.address, offset, address as u32);
+            if bar.wide {
+                config.write(function.address, offset + 4, (address >> 32) as u32);
+            }
+            *next = address + bar.len;
+        }
+        index += 1 + u8::from(bar.wide);
+    }
+    true
+}
+
+/// Capabilities as (id, offset).
+pub fn capabilities<'c, C: ConfigSpace>(
+    config: &'c C,
+    function: &Function,
+) -> impl Iterator<Item = (u8, u16)> + use<'c, C> {
+    let at = function.address;
+    let listed = config.read(at, COMMAND) & STATUS_CAPABILITIES != 0;
+    let mut next = if listed { config.read(at, CAPABILITIES) as u8 } else { 0 };
+    core::iter::from_fn(move || {
+        let offset = u16::from(next & !3);
+        if offset < 0x40 {
+            return None;
+        }
+        let header = config.read(at, offset);
+        next = (header >> 8) as u8;
+        Some((header as u8, offset))
+    })
+    .take(MAX_CAPABILITIES)
+}
+
+/// Memory decoding and bus mastering on, the interrupt wire off.
+pub fn enable(config: &impl ConfigSpace, function: &Function) {
+    let command = config.read(function.address, COMMAND) & 0xffff;
+    config.write(function.address, COMMAND, command | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_WIRE);
+}
+
+pub fn msix(config: &impl ConfigSpace, function: &Function) -> Option<Msix> {
+    let (_, capability) = capabilities(config, function).find(|(id, _)| *id == CAPABILITY_MSIX)?;
+    if capability > 0xf4 {
+        return None;
+    }
+    let control = config.read(function.address, capability) >> 16;
+    let table = config.read(function.address, capability + 4);
+    Some(Msix { capability, entries: (control & 0x7ff) as u16 + 1, bar: (table & 7) as u8, offset: table & !7 })
+}
+
+/// Turns MSI-X on. Write the table before; entries are masked one by one there.
+pub fn enable_msix(config: &impl ConfigSpace, function: &Function, msix: &Msix) {
+    const ENABLE: u32 = 1 << 31;
+    const MASK_ALL: u32 = 1 << 30;
+    let control = config.read(function.address, msix.capability);
+    config.write(function.address, msix.capability, (control | ENABLE) & !MASK_ALL);
+}

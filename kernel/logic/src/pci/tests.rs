@@ -1,0 +1,123 @@
+//! Functions of a fake configuration space.
+use std::{cell::RefCell, collections::BTreeMap};
+
+use super::*;
+use crate::random::Stream;
+
+/// 64 registers a function; BAR registers keep only the bits that their mask allows.
+#[derive(Default)]
+struct Fake {
+    functions: RefCell<BTreeMap<Address, [u32; 64]>>,
+    bar_masks: BTreeMap<(Address, u16), u32>,
+}
+
+impl ConfigSpace for Fake {
+    fn read(&self, at: Address, offset: u16) -> u32 {
+        assert!(offset.is_multiple_of(4) && offset < 256 && at.device < 32 && at.function < 8);
+        self.functions.borrow().get(&at).map_or(u32::MAX, |registers| registers[usize::from(offset / 4)])
+    }
+
+    fn write(&self, at: Address, offset: u16, value: u32) {
+        let mut functions = self.functions.borrow_mut();
+        let Some(registers) = functions.get_mut(&at) else { return };
+        let register = &mut registers[usize::from(offset / 4)];
+        *register = match self.bar_masks.get(&(at, offset)) {
+            Some(mask) => value & mask | *register & 0xf & !mask,
+            None if offset == COMMAND => *register & 0xffff_0000 | value & 0xffff,
+            None => value,
+        };
+    }
+}
+
+const DISK: Address = Address { bus: 1, device: 2, function: 0 };
+
+fn machine() -> Fake {
+    let mut fake = Fake::default();
+    let add = |address, registers: &[(u16, u32)]| {
+        let mut all = [0; 64];
+        registers.iter().for_each(|(offset, value)| all[usize::from(offset / 4)] = *value);
+        fake.functions.borrow_mut().insert(address, all);
+    };
+    add(Address { bus: 0, device: 0, function: 0 }, &[(0, 0x29c0_8086), (CLASS_REVISION, 0x0600_0000)]);
+    let bridge = Address { bus: 0, device: 3, function: 1 };
+    add(Address { function: 0, ..bridge }, &[(0, 0x1234_8086), (HEADER_TYPE, 0x80_0000)]);
+    // Its subordinate bus, and a second bridge that leads back.
+    add(bridge, &[(0, 0x000c_1b36), (HEADER_TYPE, 0x81_0000), (BUS_NUMBERS, 0x0001_0100)]);
+    add(Address { function: 2, ..bridge }, &[(0, 0x000c_1b36), (HEADER_TYPE, 0x81_0000), (BUS_NUMBERS, 0)]);
+    add(
+        DISK,
+        &[
+            (0, 0x1042_1af4),
+            (COMMAND, STATUS_CAPABILITIES),
+            (BAR_0 + 4, 0xfeb0_0000),
+            (BAR_0 + 16, 0xc),
+            (CAPABILITIES, 0x98),
+            (0x98, 0x8002_0011 | 0x84 << 8),
+            (0x9c, 0x0000_0801),
+            (0x84, 0x0010_0009 | 0x98 << 8),
+        ],
+    );
+    for (offset, mask) in [(BAR_0 + 4, 0xffff_f000), (BAR_0 + 16, 0xffff_c000), (BAR_0 + 20, u32::MAX), (BAR_0, 0), (BAR_0 + 8, 0), (BAR_0 + 12, 0)] {
+        fake.bar_masks.insert((DISK, offset), mask);
+    }
+    fake
+}
+
+fn disk(fake: &Fake) -> Function {
+    *enumerate(fake, 0).iter().find(|f| f.address == DISK).unwrap()
+}
+
+#[test]
+fn finds_functions_behind_bridges_once() {
+    let functions = enumerate(&machine(), 0);
+    assert_eq!(functions.len(), 5);
+    assert_eq!(functions.iter().filter(|f| f.vendor == 0x1af4 && f.device == 0x1042).count(), 1);
+}
+
+#[test]
+fn sizes_and_assigns_bars() {
+    let fake = machine();
+    let disk = disk(&fake);
+    assert_eq!(memory_bar(&fake, &disk, 1), Some(Bar { address: 0xfeb0_0000, len: 0x1000, wide: false }));
+    assert_eq!(memory_bar(&fake, &disk, 4), Some(Bar { address: 0, len: 0x4000, wide: true }));
+    assert_eq!((memory_bar(&fake, &disk, 0), memory_bar(&fake, &disk, 6)), (None, None));
+    let mut next = 0x40_0000_1000;
+    assert!(!assign_bars(&fake, &disk, &mut next, 0x40_0000_5000));
+    assert!(assign_bars(&fake, &disk, &mut next, u64::MAX));
+    assert_eq!(memory_bar(&fake, &disk, 4).unwrap().address, 0x40_0000_4000);
+    assert_eq!(memory_bar(&fake, &disk, 1).unwrap().address, 0xfeb0_0000);
+    assert_eq!(fake.read(DISK, COMMAND) & 0xffff, 0, "decoding is as it was");
+}
+
+#[test]
+fn finds_msix_in_a_list_that_loops() {
+    let fake = machine();
+    let disk = disk(&fake);
+    assert_eq!(capabilities(&fake, &disk).count(), MAX_CAPABILITIES);
+    let msix = msix(&fake, &disk).unwrap();
+    assert_eq!((msix.entries, msix.bar, msix.offset), (3, 1, 0x800));
+    enable(&fake, &disk);
+    enable_msix(&fake, &disk, &msix);
+    assert_eq!(fake.read(DISK, COMMAND) & 0x406, 0x406);
+}
+
+#[test]
+fn nonsense_does_no_harm() {
+    for seed in 0..500 {
+        let mut random = Stream::new(seed);
+        let fake = machine();
+        for _ in 0..20 {
+            let mut functions = fake.functions.borrow_mut();
+            let all = functions.len() as u64;
+            let registers = functions.values_mut().nth(random.below(all) as usize).unwrap();
+            registers[random.below(64) as usize] = random.next_u64() as u32;
+        }
+        for function in enumerate(&fake, 0) {
+            let _ = (msix(&fake, &function), capabilities(&fake, &function).count());
+            for bar in 0..8 {
+                let _ = memory_bar(&fake, &function, bar);
+            }
+            assign_bars(&fake, &function, &mut 0x1000, 1 << 40);
+        }
+    }
+}
