@@ -21,6 +21,7 @@ extern crate alloc;
 
 pub mod cache;
 pub mod console;
+pub mod devfs;
 pub mod devices;
 pub mod erofs;
 pub mod error;

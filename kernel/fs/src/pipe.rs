@@ -93,17 +93,18 @@ impl Pipe {
         if writes && !reads && nonblock && self.readers.load(Ordering::Acquire) == 0 {
             return Err(FsError::NoPeer);
         }
-        let seen = (self.reader_opens.load(Ordering::Acquire), self.writer_opens.load(Ordering::Acquire));
+        // The peer may open, be satisfied by us, and leave before we look: so what counts is an open
+        // since now, or a peer there before we were.
+        let (peers, opens) = if reads {
+            (&self.writers, &self.writer_opens)
+        } else {
+            (&self.readers, &self.reader_opens)
+        };
+        let seen = opens.load(Ordering::Acquire);
+        let has_peer = peers.load(Ordering::Acquire) > 0;
         let end = self.clone().end(reads, writes);
-        if reads != writes && !nonblock {
-            let there = || {
-                let (others, opens, seen) = if reads {
-                    (&self.writers, &self.writer_opens, seen.1)
-                } else {
-                    (&self.readers, &self.reader_opens, seen.0)
-                };
-                (others.load(Ordering::Acquire) > 0 || opens.load(Ordering::Acquire) != seen).then_some(())
-            };
+        if reads != writes && !nonblock && !has_peer {
+            let there = || (opens.load(Ordering::Acquire) != seen).then_some(());
             self.opened.wait_until(None, ParkMode::Interruptible, there)?;
         }
         Ok(end)

@@ -151,4 +151,9 @@ impl Location {
         super::dentry::prune_if_full(self.mount.root_dentry());
         Ok(Location { mount: self.mount.clone(), dentry }.enter_mounts())
     }
+
+    #[cfg(test)]
+    pub(crate) fn prune_for_test(&self) {
+        self.dentry.prune();
+    }
 }
