@@ -83,6 +83,7 @@ extern "C" fn boot_start(start_info: u32) -> ! {
     map_memory(&pvh);
     heap::use_frames();
     features::enable();
+    apic::mask_legacy_controllers();
     apic::init();
     smp::finish_boot_cpu();
     tasks::become_idle(paging::KERNEL_BASE + low, paging::KERNEL_BASE + top);

@@ -5,7 +5,7 @@
 //! 7.2's TCG has no x2APIC: that path is exercised on KVM only (docs/testing.md).
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use x86_64::registers::model_specific::Msr;
+use x86_64::{instructions::port::Port, registers::model_specific::Msr};
 
 use crate::{
     cpu::{features, percpu},
@@ -62,7 +62,16 @@ fn write(register: u32, value: u32) {
     }
 }
 
-/// Switches the calling CPU's APIC on, timer masked. The boot CPU first.
+/// Masks the legacy interrupt controllers, where a machine has them: firmware leaves the PIT running,
+/// and a line that is raised but no longer accepted would still be delivered by QEMU, as vector -1.
+pub fn mask_legacy_controllers() {
+    for port in [0x21, 0xa1] {
+        // SAFETY: the 8259s' mask registers; without them nobody listens.
+        unsafe { Port::<u8>::new(port).write(0xff) };
+    }
+}
+
+/// Switches the calling CPU's APIC on, timer unarmed. The boot CPU first.
 pub fn init() {
     // SAFETY: IA32_APIC_BASE exists on every x86-64 CPU.
     let mut base = unsafe { Msr::new(APIC_BASE).read() };
