@@ -120,6 +120,13 @@ impl From<PagerError> for FsError {
     }
 }
 
+/// Formatting into memory does not fail; this is for `?` in generated content.
+impl From<core::fmt::Error> for FsError {
+    fn from(_: core::fmt::Error) -> Self {
+        Self::Invalid
+    }
+}
+
 /// How an interrupted or timed-out wait looks to the caller.
 impl From<Parked> for FsError {
     fn from(parked: Parked) -> Self {

@@ -30,6 +30,7 @@ pub mod file;
 pub mod inode;
 pub mod io;
 pub mod pipe;
+pub mod pseudo;
 pub mod tmpfs;
 pub mod vfs;
 

@@ -120,10 +120,14 @@ impl Vfs {
     }
 
     /// Mounts a file system on the directory `at`; the result is its root. Mounting on a mount's
-    /// root covers that mount.
+    /// root covers that mount. [`FsError::Invalid`] in a file system whose lookups are not cached, such
+    /// as procfs: the dentry that carries the mount would not be met again.
     pub fn mount(&self, at: &Location, file_system: Arc<dyn FileSystem>, spec: MountSpec) -> FsResult<Location> {
         if at.kind() != FileKind::Directory {
             return Err(FsError::NotDirectory);
+        }
+        if at.dentry.parent().is_some_and(|parent| !parent.inode().lookups_cacheable()) {
+            return Err(FsError::Invalid);
         }
         let mount = Mount::new(file_system, Some(at.clone()), spec);
         at.dentry.set_mounted(mount.clone())?;
