@@ -142,5 +142,9 @@ fn tree() -> Result<Tree, String> {
 fn libraries(program: &Path) -> Result<Vec<PathBuf>, String> {
     let listed = Command::new("ldd").arg(program).output().map_err(|error| format!("ldd: {error}"))?;
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
-    Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+    let mut found: Vec<_> = text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect();
+    // glibc loads this one by itself, when a thread ends by pthread_exit.
+    let unwinder = found.iter().map(|library| library.with_file_name("libgcc_s.so.1")).find(|path| path.exists());
+    found.extend(unwinder);
+    Ok(found)
 }
