@@ -9,6 +9,7 @@ mod root;
 use alloc::{string::String, vec::Vec};
 
 use abi::{BootConfig, LogLevel};
+use logic::acpi::Acpi;
 use machine::{boot::{self, BootInfo}, console, cpu, drivers::power, tasks};
 use rt::task::{Start, TaskSpec};
 use spin::Once;
@@ -19,6 +20,7 @@ static HEAP: machine::memory::heap::KernelHeap = machine::memory::heap::KernelHe
 struct Boot {
     config: BootConfig,
     module: Option<(u64, u64)>,
+    firmware: Acpi,
 }
 
 static BOOT: Once<Boot> = Once::new();
@@ -33,16 +35,27 @@ fn kernel_main(info: BootInfo) -> ! {
     boot::init_time(config.exact, config.seed);
     let firmware = boot::firmware::read(&info);
     boot::firmware::apply(&firmware);
+    console::enable_input(&firmware);
+    set_wall_clock(config.epoch_ns, firmware.no_cmos_clock);
     let processors: Vec<u32> = firmware.cpus.iter().filter(|cpu| cpu.enabled).map(|cpu| cpu.apic_id).collect();
     cpu::smp::start(&processors);
     machine::memory::paging::drop_identity(cpu::smp::IDENTITY_END);
     tasks::start_reaper();
-    BOOT.call_once(|| Boot { config, module: info.module });
+    BOOT.call_once(|| Boot { config, module: info.module, firmware });
     let spec = TaskSpec { name: String::from("main"), start: Start::Kernel(first_task, 0), extension: None, affinity: u64::MAX, nice: 0 };
     if tasks::spawn(spec, &mut |_| ()).is_err() {
         boot::malformed(format_args!("too little memory for the first task"));
     }
     tasks::idle_loop()
+}
+
+/// From the machine's clock, else from the command line, else 1970, which is said once.
+fn set_wall_clock(epoch_ns: Option<u64>, no_cmos_clock: bool) {
+    let clock = if no_cmos_clock { None } else { machine::drivers::rtc::read_epoch_ns() };
+    match epoch_ns.or(clock) {
+        Some(epoch_ns) => machine::time::set_realtime(epoch_ns),
+        None => log::warn!("no real-time clock and no epoch_ns: the wall clock starts at 1970"),
+    }
 }
 
 fn level(level: LogLevel) -> log::LevelFilter {
@@ -64,11 +77,19 @@ fn first_task(_: usize) {
         }
         power::exit(0);
     }
+    if boot.config.root != Some(abi::Root::Module) {
+        machine::drivers::find_disks(&boot.firmware, &boot.config.mmio_devices);
+    }
     machine::memory::frames::set_reclaimer(fs::cache::reclaim);
     let vfs = match root::device(boot.config.root, boot.module).and_then(root::mount) {
         Ok(vfs) => vfs,
         Err(error) => boot::malformed(format_args!("{error}")),
     };
+    if boot.config.stdin == abi::ConsoleInput::Pipe {
+        // A program feeds the console: no echo, no keyboard signals.
+        let console = fs::console::Console::get();
+        console.set_settings(fs::console::Settings { echo: false, signals: false, ..console.settings() });
+    }
     if let Err(error) = libc_shim::start_init(&boot.config, vfs) {
         boot::malformed(format_args!("{error}"));
     }

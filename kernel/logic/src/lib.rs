@@ -8,6 +8,7 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod cmos_clock;
 pub mod elf;
 pub mod futex;
 pub mod buddy;

@@ -80,6 +80,11 @@ impl<T> RunQueue<T> {
         self.waiting.insert((vruntime, self.arrivals), item);
     }
 
+    /// Virtual runtime of the entity that is furthest behind.
+    pub fn first(&self) -> Option<u64> {
+        self.waiting.first_key_value().map(|(&(vruntime, _), _)| vruntime)
+    }
+
     /// Takes the entity that is furthest behind.
     pub fn pop(&mut self) -> Option<(u64, T)> {
         let ((vruntime, _), item) = self.waiting.pop_first()?;
@@ -90,7 +95,7 @@ impl<T> RunQueue<T> {
     /// True if a waiting entity should replace the running one now: it is behind, and the slice is
     /// over.
     pub fn slice_over(&self, running_vruntime: u64, ran_ns: u64) -> bool {
-        ran_ns >= SLICE_NS && self.waiting.first_key_value().is_some_and(|(&(first, _), _)| first <= running_vruntime)
+        ran_ns >= SLICE_NS && self.first().is_some_and(|first| first <= running_vruntime)
     }
 
     /// True if an entity that just woke with `vruntime` should replace the running one at once.

@@ -13,7 +13,12 @@ use rt::{
     task::{ParkMode, Parked},
 };
 
-use crate::{cpu::lock::IrqSpin, drivers::serial};
+use logic::acpi::Acpi;
+
+use crate::{
+    cpu::{apic, ioapic, irq, lock::{IrqSpin, IrqSpinGuard}},
+    drivers::serial,
+};
 
 static OUTPUT: IrqSpin<()> = IrqSpin::new(());
 static INPUT: IrqSpin<VecDeque<u8>> = IrqSpin::new(VecDeque::new());
@@ -25,6 +30,11 @@ const INPUT_LIMIT: usize = 4096;
 pub fn write(bytes: &[u8]) {
     let _output = OUTPUT.lock();
     serial::write(bytes);
+}
+
+/// Keeps other writers out: for the machine's last words.
+pub fn hold() -> IrqSpinGuard<'static, ()> {
+    OUTPUT.lock()
 }
 
 /// Input that is there now.
@@ -46,8 +56,19 @@ pub fn wait_input(deadline_ns: Option<u64>) -> Parked {
     }
 }
 
+/// Routes the serial port's interrupt, so that input arrives. Without an I/O APIC there is none.
+pub fn enable_input(firmware: &Acpi) {
+    let (gsi, level, active_low) = firmware.isa_route(serial::ISA_IRQ);
+    let Some(vector) = irq::allocate(take_input, 0) else { return };
+    if ioapic::route(gsi, vector, level, active_low, apic::id()) {
+        serial::enable_input_interrupt();
+    } else {
+        log::info!("no interrupt line for the serial port: no console input");
+    }
+}
+
 /// The serial port's interrupt: takes what has arrived.
-pub fn take_input(_: usize) {
+fn take_input(_: usize) {
     let mut input = INPUT.lock();
     while let Some(byte) = serial::read() {
         if input.len() < INPUT_LIMIT {

@@ -47,7 +47,9 @@ fn package_of_two(aml: &[u8]) -> Option<(u8, u8)> {
 fn integer(aml: &[u8]) -> Option<(u8, &[u8])> {
     match aml {
         [value @ 0..=1, rest @ ..] => Some((*value, rest)),
-        [0x0a, value, rest @ ..] | [0x0b, value, 0, rest @ ..] | [0x0c, value, 0, 0, 0, rest @ ..] => Some((*value, rest)),
+        [0x0a, value, rest @ ..] | [0x0b, value, 0, rest @ ..] | [0x0c, value, 0, 0, 0, rest @ ..] => {
+            Some((*value, rest))
+        }
         _ => None,
     }
 }
@@ -60,7 +62,9 @@ pub fn virtio_mmio(aml: &[u8]) -> Vec<VirtioMmio> {
     while let Some(at) = find(aml, HID, from) {
         from = at + HID.len();
         let end = find(aml, HID, from).unwrap_or(aml.len()).min(from + DEVICE_REACH);
-        if devices.len() < MAX_DEVICES && let Some(device) = resources(&aml[from..end]) {
+        if devices.len() < MAX_DEVICES
+            && let Some(device) = resources(&aml[from..end])
+        {
             devices.push(device);
         }
     }

@@ -57,7 +57,14 @@ fn machine() -> Fake {
             (0x84, 0x0010_0009 | 0x98 << 8),
         ],
     );
-    for (offset, mask) in [(BAR_0 + 4, 0xffff_f000), (BAR_0 + 16, 0xffff_c000), (BAR_0 + 20, u32::MAX), (BAR_0, 0), (BAR_0 + 8, 0), (BAR_0 + 12, 0)] {
+    for (offset, mask) in [
+        (BAR_0 + 4, 0xffff_f000),
+        (BAR_0 + 16, 0xffff_c000),
+        (BAR_0 + 20, u32::MAX),
+        (BAR_0, 0),
+        (BAR_0 + 8, 0),
+        (BAR_0 + 12, 0),
+    ] {
         fake.bar_masks.insert((DISK, offset), mask);
     }
     fake

@@ -97,7 +97,8 @@ impl<T: Transport, D: Dma> Block<T, D> {
             max => (1 << max.ilog2()).min(MAX_QUEUE_SIZE),
         };
         let queue = Queue::new(allocate(QUEUE_BYTES).ok_or(VirtioError::NoRoom)?, size)?;
-        let requests = allocate(SLOTS_BYTES).filter(|area| area.len_bytes() >= SLOTS_BYTES).ok_or(VirtioError::NoRoom)?;
+        let requests =
+            allocate(SLOTS_BYTES).filter(|area| area.len_bytes() >= SLOTS_BYTES).ok_or(VirtioError::NoRoom)?;
         transport.set_queue(QUEUE, size, queue.addresses(), vector)?;
         let sectors = transport.config64(CONFIG_CAPACITY);
         let mut max_segments = if features & feature::INDIRECT_DESCRIPTORS != 0 {
@@ -209,12 +210,16 @@ impl<T: Transport, D: Dma> Block<T, D> {
         self.queue.add_indirect(self.requests.physical() + table as u64, count)
     }
 
+    /// First thing in an interrupt handler: what the device finishes from now on interrupts again.
+    pub fn acknowledge_interrupt(&mut self) {
+        self.transport.acknowledge_interrupt();
+    }
+
     /// Takes in what the device has finished; `done` is called with each slot that has a result now.
     pub fn complete(&mut self, mut done: impl FnMut(usize)) {
         if self.switched_off {
             return;
         }
-        self.transport.acknowledge_interrupt();
         loop {
             match self.queue.pop() {
                 Ok(None) => return,
@@ -222,8 +227,8 @@ impl<T: Transport, D: Dma> Block<T, D> {
                     let slot = usize::from(self.slot_of[usize::from(head)]);
                     let Slot::Flying { device_writes } = self.slots[slot] else { continue };
                     let status = self.requests.load8(slot * SLOT_LEN + STATUS_AT);
+                    // An error need not say how much was written; success must.
                     let good = status == 0 && written == device_writes;
-                    // Errors need not say how much was written; success must.
                     self.slots[slot] = Slot::Done(if good { Ok(()) } else { Err(BlockError::Io) });
                     done(slot);
                 }

@@ -224,8 +224,7 @@ fn start(features: u64, size: u16) -> (Block<Device, Area>, Device, u64) {
     let ram = Ram(Rc::new(RefCell::new(vec![0; MEMORY])));
     let disk = (0..DISK_SECTORS * 512).map(|n| (n / 512) as u8 ^ n as u8).collect();
     let state = DeviceState { features: features | 1 << 32, size, ..DeviceState::default() };
-    let device =
-        Device { state: Rc::new(RefCell::new(state)), ram: ram.clone(), disk: Rc::new(RefCell::new(disk)) };
+    let device = Device { state: Rc::new(RefCell::new(state)), ram: ram.clone(), disk: Rc::new(RefCell::new(disk)) };
     let mut next = BASE;
     let allocate = |len: usize| {
         let area = Area { ram: ram.clone(), start: next, len };

@@ -52,8 +52,9 @@ impl Model {
     }
 
     fn gap(&self, pages: u64, align: u64, low: u64, high: u64, top_down: bool) -> Option<u64> {
-        let fits =
-            |at: &u64| at.is_multiple_of(align) && at + pages <= high && (*at..at + pages).all(|p| !self.pages.contains_key(&p));
+        let fits = |at: &u64| {
+            at.is_multiple_of(align) && at + pages <= high && (*at..at + pages).all(|p| !self.pages.contains_key(&p))
+        };
         if top_down { (low..high).rev().find(fits) } else { (low..high).find(fits) }
     }
 }

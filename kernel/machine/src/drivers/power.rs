@@ -1,11 +1,17 @@
 #![allow(unsafe_code, reason = "port I/O that ends the machine")]
-//! Ways out: QEMU's debug-exit device, ACPI S5, the keyboard controller's reset line, a triple fault.
-use core::fmt::Write;
+//! Ways out: QEMU's debug-exit device, ACPI S5, the sleep and reset registers, the keyboard
+//! controller's reset line, a triple fault.
+use core::{
+    fmt::Write,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use spin::Once;
 use x86_64::instructions::{hlt, interrupts, port::Port};
 
-use crate::{console, time};
+use logic::acpi::{Power, Register};
+
+use crate::{console, memory::mmio, time};
 
 const KEYBOARD_COMMAND: u16 = 0x64;
 const PULSE_RESET: u8 = 0xfe;
@@ -19,8 +25,43 @@ pub fn set_soft_off(pm1a_control: u16, sleep_type: u16) {
     SOFT_OFF.call_once(|| (pm1a_control, sleep_type));
 }
 
-/// Ends the machine after the application ended with `code`, and tells the host so.
+/// A register that [`off`] may use, and the value that works.
+#[derive(Clone, Copy)]
+enum Way {
+    Port(u16, u8),
+    /// Virtual address of a device window.
+    Memory(u64, u8),
+}
+
+/// The sleep control register of hardware-reduced machines, then the reset register.
+static REGISTERS: Once<[Option<Way>; 2]> = Once::new();
+
+/// Registers ACPI's one-byte registers. They are mapped now: a panic must not need to.
+pub fn set_registers(power: &Power) {
+    REGISTERS.call_once(|| {
+        let way = |(register, value)| match register {
+            Register::Port(port) => Way::Port(port, value),
+            Register::Memory(physical) => Way::Memory(mmio::map(physical, 1) as u64, value),
+        };
+        let sleep = power.sleep_control.zip(power.s5_type).map(|(register, (kind, _))| {
+            const ENABLE: u8 = 1 << 5;
+            (register, (kind & 7) << 2 | ENABLE)
+        });
+        [sleep.map(way), power.reset.map(way)]
+    });
+}
+
+/// Ends the machine after the application ended with `code`, and tells the host so. Once: another
+/// CPU that comes here meanwhile stands still.
 pub fn exit(code: u8) -> ! {
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    if ENDING.swap(true, Ordering::AcqRel) {
+        loop {
+            interrupts::disable();
+            hlt();
+        }
+    }
+    let _output = console::hold();
     let frame = abi::control::Frame::Exit { code, tsc: time::counter() };
     let _ = write!(console::Raw, "{frame}");
     off(abi::exit::ORDERLY)
@@ -29,11 +70,18 @@ pub fn exit(code: u8) -> ! {
 /// Ends the machine. `code` reaches the host only through QEMU's debug-exit device.
 pub fn off(code: u32) -> ! {
     interrupts::disable();
-    // SAFETY: each of these ends the machine, or does nothing where the device is missing.
+    // SAFETY: each of these ends the machine, or does nothing where the device is missing; the memory
+    // registers are device windows that `set_registers` mapped for good.
     unsafe {
         Port::<u32>::new(abi::exit::PORT).write(code);
         if let Some(&(port, sleep_type)) = SOFT_OFF.get() {
             Port::<u16>::new(port).write(sleep_type << 10 | SLEEP_ENABLE);
+        }
+        for way in REGISTERS.get().into_iter().flatten().flatten() {
+            match *way {
+                Way::Port(port, value) => Port::new(port).write(value),
+                Way::Memory(address, value) => (address as *mut u8).write_volatile(value),
+            }
         }
         Port::<u8>::new(KEYBOARD_COMMAND).write(PULSE_RESET);
     }

@@ -1,0 +1,141 @@
+#![allow(unsafe_code, reason = "port I/O")]
+//! The PCI host: configuration space by ports or ECAM, BAR windows, MSI-X vectors.
+//!
+//! Ports are preferred: they need no mapping, and setting up a device takes few accesses. Machines
+//! without them (microvm with PCIe) have ECAM.
+use alloc::{collections::BTreeMap, vec::Vec};
+
+use logic::{
+    acpi::Ecam,
+    pci::{self, Address, ConfigSpace, Function, Msix},
+    virtio::Registers,
+};
+use x86_64::instructions::port::Port;
+
+use super::memory::Window;
+use crate::cpu::{apic, irq, lock::IrqSpin};
+
+const ADDRESS_PORT: u16 = 0xcf8;
+const DATA_PORT: u16 = 0xcfc;
+const ENABLE: u32 = 1 << 31;
+/// Where BARs go that firmware left out: above any RAM that these machines have, and within the 40
+/// physical address bits of the smallest CPU model.
+const SPARE: (u64, u64) = (0x40_0000_0000, 0x80_0000_0000);
+
+enum Access {
+    Ports,
+    /// A window for each function that was asked for.
+    Ecam(Ecam, BTreeMap<Address, Window>),
+}
+
+/// Configuration space of one segment.
+pub struct Host {
+    access: IrqSpin<Access>,
+    first_bus: u8,
+    spare: IrqSpin<u64>,
+}
+
+impl Host {
+    /// None: a machine without PCI.
+    pub fn find(ecams: &[Ecam]) -> Option<Self> {
+        let (access, first_bus) = if ports_answer() {
+            (Access::Ports, 0)
+        } else {
+            let ecam = ecams.iter().find(|ecam| ecam.segment == 0)?;
+            (Access::Ecam(*ecam, BTreeMap::new()), ecam.first_bus)
+        };
+        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new(SPARE.0) })
+    }
+
+    pub fn functions(&self) -> Vec<Function> {
+        pci::enumerate(self, self.first_bus)
+    }
+
+    /// Gives the function its missing BARs and switches it on.
+    pub fn enable(&self, function: &Function) -> bool {
+        let mut spare = self.spare.lock();
+        let assigned = pci::assign_bars(self, function, &mut spare, SPARE.1);
+        if assigned {
+            pci::enable(self, function);
+        }
+        assigned
+    }
+
+    /// Maps part of a BAR. None: it does not lie in one.
+    pub fn map_bar(&self, function: &Function, bar: u8, offset: u32, len: u32) -> Option<Window> {
+        let bar = pci::memory_bar(self, function, bar)?;
+        let end = u64::from(offset).checked_add(u64::from(len))?;
+        let usable = len > 0 && end <= bar.len && bar.address != 0 && offset.is_multiple_of(4);
+        usable.then(|| Window::map(bar.address + u64::from(offset), len))
+    }
+
+    /// Points MSI-X table entry 0 at `run(data)` on this CPU, and turns MSI-X on. None: the function
+    /// has no MSI-X, or all vectors are taken.
+    pub fn connect_interrupt(&self, function: &Function, run: fn(usize), data: usize) -> Option<u16> {
+        const ENTRY: u16 = 0;
+        let msix: Msix = pci::msix(self, function)?;
+        let entry = self.map_bar(function, msix.bar, msix.offset, pci::MSIX_ENTRY_LEN)?;
+        let vector = irq::allocate(run, data)?;
+        let (address, value) = irq::message(apic::id(), vector);
+        entry.write32(0, address as u32);
+        entry.write32(4, (address >> 32) as u32);
+        entry.write32(8, value);
+        entry.write32(12, 0);
+        pci::enable_msix(self, function, &msix);
+        Some(ENTRY)
+    }
+}
+
+impl ConfigSpace for Host {
+    fn read(&self, at: Address, offset: u16) -> u32 {
+        match &mut *self.access.lock() {
+            Access::Ports => {
+                select(at, offset);
+                // SAFETY: reads the configuration register that was selected, under the lock.
+                unsafe { Port::new(DATA_PORT).read() }
+            }
+            Access::Ecam(ecam, windows) => match window(ecam, windows, at) {
+                Some(window) => window.read32(u32::from(offset)),
+                None => u32::MAX,
+            },
+        }
+    }
+
+    fn write(&self, at: Address, offset: u16, value: u32) {
+        match &mut *self.access.lock() {
+            Access::Ports => {
+                select(at, offset);
+                // SAFETY: writes the selected register; the callers keep BARs away from RAM.
+                unsafe { Port::new(DATA_PORT).write(value) }
+            }
+            Access::Ecam(ecam, windows) => {
+                if let Some(window) = window(ecam, windows, at) {
+                    window.write32(u32::from(offset), value);
+                }
+            }
+        }
+    }
+}
+
+fn select(at: Address, offset: u16) {
+    let function = u32::from(at.bus) << 16 | u32::from(at.device) << 11 | u32::from(at.function) << 8;
+    // SAFETY: the address port only selects.
+    unsafe { Port::new(ADDRESS_PORT).write(ENABLE | function | u32::from(offset & 0xfc)) }
+}
+
+fn ports_answer() -> bool {
+    let mut port: Port<u32> = Port::new(ADDRESS_PORT);
+    // SAFETY: the address port reads back what was written, where there is a host bridge.
+    unsafe {
+        port.write(ENABLE);
+        port.read() == ENABLE
+    }
+}
+
+fn window<'w>(ecam: &Ecam, windows: &'w mut BTreeMap<Address, Window>, at: Address) -> Option<&'w Window> {
+    if !(ecam.first_bus..=ecam.last_bus).contains(&at.bus) {
+        return None;
+    }
+    let offset = u64::from(at.bus) << 20 | u64::from(at.device) << 15 | u64::from(at.function) << 12;
+    Some(windows.entry(at).or_insert_with(|| Window::map(ecam.base + offset, 4096)))
+}
