@@ -68,7 +68,8 @@ impl<'a> Ctx<'a> {
                 self.thread.tid(),
                 info.signal,
                 info.code,
-                info.fields[0],
+                // Of a sent signal this is the sender, not an address.
+                if info.code > 0 { info.fields[0] } else { 0 },
                 self.frame.rip,
                 self.frame.rsp
             );

@@ -23,6 +23,7 @@ mod identity;
 mod limits;
 mod loader;
 mod mm;
+mod procfs;
 mod program;
 mod sched;
 mod signal;

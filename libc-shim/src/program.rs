@@ -10,7 +10,7 @@
 //! them held. `files`, `directory`, `limits`, `image` and the registry are leaves (spin): what comes
 //! out of them is cloned, and dropped after the lock.
 use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use fs::{Location, OpenFile, Vfs};
 use logic::fd_table::FdTable;
@@ -103,6 +103,9 @@ pub struct Program {
     /// An [`ExitStatus`], once the program is ending; 0 before.
     ending: AtomicU32,
     pub started_ns: u64,
+    /// `/proc/PID/coredump_filter` and `oom_score_adj`: kept and shown.
+    pub coredump_filter: AtomicU32,
+    pub oom_score_adj: AtomicI32,
     /// CPU time of threads that have ended.
     pub ended_cpu_ns: AtomicU64,
 }
@@ -141,6 +144,8 @@ impl Program {
             image: SpinLock::new(Image::default()),
             ending: AtomicU32::new(0),
             started_ns: rt().now_ns(),
+            coredump_filter: AtomicU32::new(0x33),
+            oom_score_adj: AtomicI32::new(0),
             ended_cpu_ns: AtomicU64::new(0),
         });
         REGISTRY.lock().insert(program.pid, program.clone());

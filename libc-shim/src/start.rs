@@ -3,7 +3,7 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
 use abi::BootConfig;
-use fs::{OpenFile, OpenFlags, Vfs, vfs::{Base, Follow}};
+use fs::{OpenFile, OpenFlags, Vfs, vfs::{Base, Follow, MountSpec}};
 use rt::{
     rt,
     task::{Start, TaskSpec},
@@ -13,6 +13,7 @@ use crate::{
     dispatch::Linux,
     errno::{EMFILE, Errno, SysResult},
     loader::{self, Request},
+    procfs,
     program::{self, Directory, INIT_PID, NewProgram, Program},
     thread::Thread,
     threads,
@@ -39,6 +40,7 @@ impl core::error::Error for StartError {}
 /// runnable. The machine powers off with the program's exit code when it ends.
 pub fn start_init(config: &BootConfig, vfs: Arc<Vfs>) -> Result<(), StartError> {
     rt::set_personality(&PERSONALITY);
+    mount_generated(&vfs);
     let path = config.init.as_deref().unwrap_or("/sbin/init");
     let failed = |errno| StartError { what: String::from(path), errno };
     let root = vfs.root();
@@ -58,6 +60,22 @@ pub fn start_init(config: &BootConfig, vfs: Arc<Vfs>) -> Result<(), StartError> 
         program::unregister(program.pid);
         failed(errno)
     })
+}
+
+/// Mounts /proc and /sys, if the tree has the directories or takes them.
+fn mount_generated(vfs: &Vfs) {
+    let root = vfs.root();
+    let base = Base::new(&root, &root);
+    for (path, file_system) in [("/proc", procfs::proc_file_system()), ("/sys", procfs::sys_file_system())] {
+        let _ = base.create_directory(path.as_bytes(), 0o555);
+        let source = file_system.type_name();
+        let mounted = base
+            .resolve(path.as_bytes(), Follow::Yes)
+            .and_then(|at| vfs.mount(&at, file_system, MountSpec::new(source)));
+        if let Err(error) = mounted {
+            log::warn!("cannot mount {path}: {error:?}");
+        }
+    }
 }
 
 fn run(program: &Arc<Program>, config: &BootConfig, path: &str) -> SysResult<()> {
@@ -84,9 +102,13 @@ fn run(program: &Arc<Program>, config: &BootConfig, path: &str) -> SysResult<()>
     Ok(())
 }
 
-/// Descriptors 0, 1 and 2: the console, opened once.
+/// Descriptors 0, 1 and 2: the console, opened once. By its path, so that stat shows a terminal; a
+/// tree without /dev gets the object itself.
 fn open_standard_files(program: &Program) -> SysResult<()> {
-    let console: Arc<OpenFile> = OpenFile::new(fs::console::Console::get(), OpenFlags::READ_WRITE);
+    let root = program.vfs.root();
+    let by_path = Base::new(&root, &root).open(b"/dev/console", OpenFlags::READ_WRITE, 0);
+    let console: Arc<OpenFile> =
+        by_path.unwrap_or_else(|_| OpenFile::new(fs::console::Console::get(), OpenFlags::READ_WRITE));
     let mut files = program.files.lock();
     for _ in 0..3 {
         files.insert(console.clone(), false, 0).map_err(|_| EMFILE)?;

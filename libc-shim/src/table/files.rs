@@ -18,7 +18,7 @@ use crate::{
 };
 
 const SOCKETS: &str = "there is no network yet";
-const XATTR: &str = "no file system here has extended attributes";
+const XATTR: &str = "EOPNOTSUPP, silently: no file system here has extended attributes";
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = rows! {
@@ -88,18 +88,18 @@ pub const ROWS: &[Row] = rows! {
     165 mount() => system::refuse_administration, No("mounts are made at boot");
     166 umount2() => system::refuse_administration, No("mounts are made at boot");
     187 readahead(fd: Fd, offset: i64, count: u64) => io::readahead, Full;
-    188 setxattr() => unsupported::eopnotsupp, No(XATTR);
-    189 lsetxattr() => unsupported::eopnotsupp, No(XATTR);
-    190 fsetxattr() => unsupported::eopnotsupp, No(XATTR);
-    191 getxattr() => unsupported::eopnotsupp, No(XATTR);
-    192 lgetxattr() => unsupported::eopnotsupp, No(XATTR);
-    193 fgetxattr() => unsupported::eopnotsupp, No(XATTR);
-    194 listxattr() => unsupported::eopnotsupp, No(XATTR);
-    195 llistxattr() => unsupported::eopnotsupp, No(XATTR);
-    196 flistxattr() => unsupported::eopnotsupp, No(XATTR);
-    197 removexattr() => unsupported::eopnotsupp, No(XATTR);
-    198 lremovexattr() => unsupported::eopnotsupp, No(XATTR);
-    199 fremovexattr() => unsupported::eopnotsupp, No(XATTR);
+    188 setxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    189 lsetxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    190 fsetxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    191 getxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    192 lgetxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    193 fgetxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    194 listxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    195 llistxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    196 flistxattr() => unsupported::eopnotsupp, Partial(XATTR);
+    197 removexattr() => unsupported::eopnotsupp, Partial(XATTR);
+    198 lremovexattr() => unsupported::eopnotsupp, Partial(XATTR);
+    199 fremovexattr() => unsupported::eopnotsupp, Partial(XATTR);
     213 epoll_create(size: i32) => epoll::epoll_create, Full;
     217 getdents64(fd: Fd, out: Addr, size: u64) => stat::getdents64, Full;
     221 fadvise64(fd: Fd, offset: i64, len: i64, advice: FadviseAdvice) => io::fadvise64, Full;

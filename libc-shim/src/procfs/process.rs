@@ -1,0 +1,380 @@
+//! Content of /proc/PID: one function a file, each giving the bytes as of now (proc(5)).
+use alloc::{format, string::String, vec::Vec};
+use core::fmt::Write;
+
+use fs::Location;
+use rt::{
+    rt,
+    space::{FileMapping, Prot},
+    task::TaskRef,
+};
+
+use crate::{
+    limits::INFINITY,
+    program::Program,
+    signal::{Action, SigSet},
+    thread::Thread,
+};
+
+const PAGE: u64 = 4096;
+/// USER_HZ: what /proc counts time in.
+pub const TICK_NS: u64 = 10_000_000;
+
+/// One mapping, copied out so that it can be written without the address space's locks.
+struct Mapping {
+    start: u64,
+    end: u64,
+    prot: Prot,
+    shared: bool,
+    file: Option<FileMapping>,
+    label: Option<&'static str>,
+}
+
+fn mappings(program: &Program) -> Vec<Mapping> {
+    let mut out = Vec::new();
+    rt().address_space().regions(program.owner, &mut |r| {
+        out.push(Mapping {
+            start: r.start,
+            end: r.end,
+            prot: r.prot,
+            shared: r.shared,
+            file: r.file.clone(),
+            label: r.label,
+        });
+    });
+    out
+}
+
+fn print_mapping(out: &mut String, m: &Mapping) {
+    let flag = |bit, letter| if m.prot.contains(bit) { letter } else { '-' };
+    let (offset, (major, minor, inode)) = match &m.file {
+        Some(file) => (file.first_page * PAGE, file.pager.identity()),
+        None => (0, (0, 0, 0)),
+    };
+    let from = out.len();
+    let _ = write!(
+        out,
+        "{:08x}-{:08x} {}{}{}{} {offset:08x} {major:02x}:{minor:02x} {inode} ",
+        m.start,
+        m.end,
+        flag(Prot::READ, 'r'),
+        flag(Prot::WRITE, 'w'),
+        flag(Prot::EXEC, 'x'),
+        if m.shared { 's' } else { 'p' },
+    );
+    let path = match (&m.file, m.label) {
+        (Some(file), _) => file.pager.path(),
+        (None, Some(label)) => String::from(label),
+        (None, None) => String::new(),
+    };
+    if !path.is_empty() {
+        // Linux pads the path to column 73.
+        while out.len() - from < 73 {
+            out.push(' ');
+        }
+        out.push_str(&path);
+    }
+    out.push('\n');
+}
+
+pub fn maps(program: &Program) -> String {
+    let mut out = String::new();
+    for mapping in mappings(program) {
+        print_mapping(&mut out, &mapping);
+    }
+    out
+}
+
+/// Bytes of a mapping that are in memory.
+fn resident_bytes(program: &Program, m: &Mapping) -> u64 {
+    const PIECE: u64 = 512;
+    let mut flags = [false; PIECE as usize];
+    let mut pages = 0;
+    let mut at = m.start;
+    while at < m.end {
+        let now = ((m.end - at) / PAGE).min(PIECE);
+        let seen = &mut flags[..now as usize];
+        if rt().address_space().resident(program.owner, at, now * PAGE, seen).is_ok() {
+            pages += seen.iter().filter(|resident| **resident).count() as u64;
+        }
+        at += now * PAGE;
+    }
+    pages * PAGE
+}
+
+/// Which pages are shared is not known here: Pss is Rss, and all is private.
+fn print_sizes(out: &mut String, rss: u64, anonymous: u64, first: &str) {
+    let kb = |bytes: u64| bytes >> 10;
+    let _ = write!(
+        out,
+        "{first}Rss:            {:8} kB\nPss:            {:8} kB\nShared_Clean:   {:8} kB\n\
+         Shared_Dirty:   {:8} kB\nPrivate_Clean:  {:8} kB\nPrivate_Dirty:  {:8} kB\n\
+         Referenced:     {:8} kB\nAnonymous:      {:8} kB\nAnonHugePages:  {:8} kB\n\
+         Swap:           {:8} kB\nLocked:         {:8} kB\n",
+        kb(rss), kb(rss), 0, 0, kb(rss - anonymous), kb(anonymous), kb(rss), kb(anonymous), 0, 0, 0,
+    );
+}
+
+pub fn smaps(program: &Program) -> String {
+    let mut out = String::new();
+    for mapping in mappings(program) {
+        print_mapping(&mut out, &mapping);
+        let rss = resident_bytes(program, &mapping);
+        let size = format!(
+            "Size:           {:8} kB\nKernelPageSize: {:8} kB\nMMUPageSize:    {:8} kB\n",
+            (mapping.end - mapping.start) >> 10,
+            4,
+            4
+        );
+        print_sizes(&mut out, rss, if mapping.file.is_some() { 0 } else { rss }, &size);
+    }
+    out
+}
+
+pub fn smaps_rollup(program: &Program) -> String {
+    let all = mappings(program);
+    let (mut rss, mut anonymous) = (0, 0);
+    for mapping in &all {
+        let resident = resident_bytes(program, mapping);
+        rss += resident;
+        if mapping.file.is_none() {
+            anonymous += resident;
+        }
+    }
+    let start = all.first().map_or(0, |m| m.start);
+    let end = all.last().map_or(0, |m| m.end);
+    let mut out = String::new();
+    let head = format!("{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]\n");
+    print_sizes(&mut out, rss, anonymous, &head);
+    out
+}
+
+/// CPU time, start and state of one thread, or of a whole program.
+struct Times {
+    cpu_ns: u64,
+    threads: usize,
+    nice: i8,
+}
+
+/// The 52 numbers of /proc/PID/stat.
+fn stat_line(program: &Program, tid: u32, comm: &str, times: &Times) -> String {
+    let footprint = rt().address_space().footprint(program.owner);
+    let image = program.image.lock().clone();
+    let stack_limit = INFINITY;
+    let mut out = format!("{tid} ({comm}) R {} {pid} {pid} 0 -1 4194304 0 0 0 0 ", program.parent, pid = program.pid);
+    let _ = write!(
+        out,
+        "{} 0 0 0 {} {} {} 0 {} {} {} {stack_limit} {} {} {} 0 0 0 0 0 0 0 0 0 17 {} 0 0 0 0 0 {} {} {} {} {} {} {} 0\n",
+        times.cpu_ns / TICK_NS,
+        20 + i32::from(times.nice),
+        times.nice,
+        times.threads,
+        program.started_ns / TICK_NS,
+        footprint.mapped_bytes,
+        footprint.resident_bytes / PAGE,
+        image.code.0,
+        image.code.1,
+        image.stack_start,
+        rt().cpu_index(),
+        image.data.0,
+        image.data.1,
+        program.brk.lock().start,
+        image.arguments.0,
+        image.arguments.1,
+        image.environment.0,
+        image.environment.1,
+    );
+    out
+}
+
+pub fn stat(program: &Program) -> String {
+    let threads = program.threads.lock().len();
+    let times = Times { cpu_ns: program.cpu_time_ns(), threads, nice: 0 };
+    stat_line(program, program.pid, &program.name(), &times)
+}
+
+pub fn thread_stat(program: &Program, task: &TaskRef, thread: &Thread) -> String {
+    let threads = program.threads.lock().len();
+    let times = Times { cpu_ns: task.cpu_time_ns(), threads, nice: task.nice() };
+    stat_line(program, thread.tid(), &thread.name_string(), &times)
+}
+
+pub fn statm(program: &Program) -> String {
+    let footprint = rt().address_space().footprint(program.owner);
+    let image = program.image.lock().clone();
+    let text = (image.code.1 - image.code.0).div_ceil(PAGE);
+    let data = (image.data.1 - image.data.0).div_ceil(PAGE);
+    format!("{} {} 0 {text} 0 {data} 0\n", footprint.mapped_bytes / PAGE, footprint.resident_bytes / PAGE)
+}
+
+/// Ignored and caught signals of a program.
+fn signal_sets(program: &Program) -> (SigSet, SigSet) {
+    let signals = program.signals.lock();
+    let (mut ignored, mut caught) = (SigSet::EMPTY, SigSet::EMPTY);
+    for (index, action) in signals.actions.iter().enumerate() {
+        let one = SigSet::of(index as u32 + 1);
+        match action.handler {
+            Action::DEFAULT => {}
+            Action::IGNORE => ignored = ignored.with(one),
+            _ => caught = caught.with(one),
+        }
+    }
+    (ignored, caught)
+}
+
+pub fn status(program: &Program, thread: Option<&Thread>) -> String {
+    let footprint = rt().address_space().footprint(program.owner);
+    let (mut stack, mut code) = (0, 0);
+    for mapping in mappings(program) {
+        let len = mapping.end - mapping.start;
+        if mapping.label == Some("[stack]") {
+            stack += len;
+        }
+        if mapping.prot.contains(Prot::EXEC) {
+            code += len;
+        }
+    }
+    let (ignored, caught) = signal_sets(program);
+    let (pending, blocked) = match thread {
+        Some(thread) => {
+            let state = thread.signals.lock();
+            (state.pending.set(), state.mask)
+        }
+        None => (SigSet::EMPTY, SigSet::EMPTY),
+    };
+    let tid = thread.map_or(program.pid, Thread::tid);
+    let name = thread.map_or_else(|| program.name(), Thread::name_string);
+    let threads = program.threads.lock().len();
+    let descriptors = program.files.lock().open().count().next_power_of_two().max(64);
+    let umask = program.umask.load(core::sync::atomic::Ordering::Relaxed);
+    let (mapped, resident) = (footprint.mapped_bytes >> 10, footprint.resident_bytes >> 10);
+    let cpus = cpu_mask();
+    let mut out = String::new();
+    let _ = write!(
+        out,
+        "Name:\t{name}\nUmask:\t{umask:04o}\nState:\tR (running)\nTgid:\t{pid}\nNgid:\t0\nPid:\t{tid}\n\
+         PPid:\t{parent}\nTracerPid:\t0\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nFDSize:\t{descriptors}\nGroups:\t \n\
+         NStgid:\t{pid}\nNSpid:\t{tid}\nNSpgid:\t{pid}\nNSsid:\t{pid}\n\
+         VmPeak:\t{mapped:8} kB\nVmSize:\t{mapped:8} kB\nVmLck:\t       0 kB\nVmPin:\t       0 kB\n\
+         VmHWM:\t{resident:8} kB\nVmRSS:\t{resident:8} kB\nRssAnon:\t{resident:8} kB\nRssFile:\t       0 kB\n\
+         RssShmem:\t       0 kB\nVmData:\t{mapped:8} kB\nVmStk:\t{:8} kB\nVmExe:\t{:8} kB\nVmLib:\t       0 kB\n\
+         VmPTE:\t       0 kB\nVmSwap:\t       0 kB\nThreads:\t{threads}\nSigQ:\t0/4096\n\
+         SigPnd:\t{:016x}\nShdPnd:\t{:016x}\nSigBlk:\t{:016x}\nSigIgn:\t{:016x}\nSigCgt:\t{:016x}\n\
+         CapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\n\
+         CapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000000\nNoNewPrivs:\t0\nSeccomp:\t0\n\
+         Cpus_allowed:\t{cpus:x}\nCpus_allowed_list:\t{}\nMems_allowed:\t1\nMems_allowed_list:\t0\n\
+         voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n",
+        stack >> 10,
+        code >> 10,
+        pending.0,
+        program.pending_set().0,
+        blocked.0,
+        ignored.0,
+        caught.0,
+        super::machine::cpu_list(),
+        pid = program.pid,
+        parent = program.parent,
+    );
+    out
+}
+
+fn cpu_mask() -> u64 {
+    u64::MAX >> (64 - rt().cpu_count().clamp(1, 64))
+}
+
+/// A range of the program's memory, as cmdline and environ show it: what is there now.
+fn memory(range: (u64, u64)) -> Vec<u8> {
+    let mut bytes = alloc::vec![0u8; (range.1 - range.0).min(2 << 20) as usize];
+    match rt().user().read(&mut bytes, range.0) {
+        Ok(()) => bytes,
+        Err(_) => Vec::new(),
+    }
+}
+
+pub fn cmdline(program: &Program) -> Vec<u8> {
+    let range = program.image.lock().arguments;
+    memory(range)
+}
+
+pub fn environ(program: &Program) -> Vec<u8> {
+    let range = program.image.lock().environment;
+    memory(range)
+}
+
+pub fn auxv(program: &Program) -> Vec<u8> {
+    program.image.lock().auxv.clone()
+}
+
+pub fn exe(program: &Program) -> Option<Location> {
+    program.image.lock().exe.clone()
+}
+
+pub fn limits(program: &Program) -> String {
+    const ROWS: [(&str, &str); 16] = [
+        ("Max cpu time", "seconds"),
+        ("Max file size", "bytes"),
+        ("Max data size", "bytes"),
+        ("Max stack size", "bytes"),
+        ("Max core file size", "bytes"),
+        ("Max resident set", "bytes"),
+        ("Max processes", "processes"),
+        ("Max open files", "files"),
+        ("Max locked memory", "bytes"),
+        ("Max address space", "bytes"),
+        ("Max file locks", "locks"),
+        ("Max pending signals", "signals"),
+        ("Max msgqueue size", "bytes"),
+        ("Max nice priority", ""),
+        ("Max realtime priority", ""),
+        ("Max realtime timeout", "us"),
+    ];
+    let limits = program.limits.lock().clone();
+    let shown = |value: u64| if value == INFINITY { String::from("unlimited") } else { format!("{value}") };
+    let mut out = format!("{:<25} {:<20} {:<20} {:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
+    for (resource, (name, unit)) in ROWS.iter().enumerate() {
+        if let Some((soft, hard)) = limits.get(resource as i32) {
+            let _ = writeln!(out, "{name:<25} {:<20} {:<20} {unit:<10}", shown(soft), shown(hard));
+        }
+    }
+    out
+}
+
+pub fn mountinfo(program: &Program) -> Vec<u8> {
+    let root = program.directory.lock().root.clone();
+    let mut out = Vec::new();
+    for mount in program.vfs.mounts(&root) {
+        let (major, minor) = fs::inode::device_parts(mount.device);
+        out.extend_from_slice(format!("{} {} {major}:{minor} / ", mount.id, mount.parent_id).as_bytes());
+        out.extend_from_slice(&escaped(&mount.path));
+        let (options, source) = (mount.spec.option_list(), &mount.spec.source);
+        out.extend_from_slice(format!(" {options} - {} {source} {options}\n", mount.type_name).as_bytes());
+    }
+    out
+}
+
+pub fn mounts(program: &Program) -> Vec<u8> {
+    let root = program.directory.lock().root.clone();
+    let mut out = Vec::new();
+    for mount in program.vfs.mounts(&root) {
+        out.extend_from_slice(format!("{} ", mount.spec.source).as_bytes());
+        out.extend_from_slice(&escaped(&mount.path));
+        out.extend_from_slice(format!(" {} {} 0 0\n", mount.type_name, mount.spec.option_list()).as_bytes());
+    }
+    out
+}
+
+/// Blanks and backslashes in octal, as getmntent(3) reads them.
+fn escaped(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    for byte in path {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => out.extend_from_slice(format!("\\{byte:03o}").as_bytes()),
+            byte => out.push(*byte),
+        }
+    }
+    out
+}
+
+pub fn cgroup(_program: &Program) -> String {
+    String::from("0::/\n")
+}
