@@ -10,7 +10,7 @@
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::{
     any::Any,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use bitflags::bitflags;
@@ -191,6 +191,8 @@ pub struct OpenFile {
     ops: Arc<dyn FileOps>,
     location: Option<Location>,
     flags: AtomicU32,
+    /// It may hold an advisory lock ([`crate::flock`]).
+    locked: AtomicBool,
     position: Mutex<u64>,
 }
 
@@ -206,7 +208,7 @@ impl OpenFile {
 
     fn build(ops: Arc<dyn FileOps>, location: Option<Location>, flags: OpenFlags) -> Arc<Self> {
         let flags = AtomicU32::new(flags.lasting().bits());
-        Arc::new(Self { ops, location, flags, position: Mutex::new(0) })
+        Arc::new(Self { ops, location, flags, locked: AtomicBool::new(false), position: Mutex::new(0) })
     }
 
     // --- content ---
@@ -396,6 +398,14 @@ impl OpenFile {
     /// The object as its own type: a socket, an epoll instance, the console.
     pub fn ops_as<T: FileOps>(&self) -> Option<&T> {
         (&*self.ops as &dyn Any).downcast_ref()
+    }
+
+    pub(crate) fn set_locked(&self, locked: bool) {
+        self.locked.store(locked, Ordering::Relaxed);
+    }
+
+    pub(crate) fn was_locked(&self) -> bool {
+        self.locked.load(Ordering::Relaxed)
     }
 
     // --- poll ---

@@ -27,6 +27,7 @@ pub mod erofs;
 pub mod error;
 pub mod eventfd;
 pub mod file;
+pub mod flock;
 pub mod inode;
 pub mod io;
 pub mod pipe;

@@ -2,7 +2,7 @@
 use alloc::collections::VecDeque;
 use core::{
     ops::{Deref, DerefMut},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence},
 };
 
 use crate::{
@@ -96,8 +96,14 @@ impl<T> DerefMut for IrqGuard<'_, T> {
 }
 
 /// Tasks that wait for something. Waking is allowed from interrupts.
+///
+/// Most wake-ups find nobody, and then cost a fence and a load. None is lost: a waiter counts itself
+/// before it looks at the condition, a waker changes the condition before it looks at the count, and
+/// a sequentially consistent fence between the two on each side lets at least one see the other.
 pub struct WaitQueue {
     waiters: IrqLock<VecDeque<TaskRef>>,
+    /// Length of `waiters`; changes under its lock.
+    count: AtomicUsize,
 }
 
 impl Default for WaitQueue {
@@ -108,7 +114,7 @@ impl Default for WaitQueue {
 
 impl WaitQueue {
     pub const fn new() -> Self {
-        Self { waiters: IrqLock::new(VecDeque::new()) }
+        Self { waiters: IrqLock::new(VecDeque::new()), count: AtomicUsize::new(0) }
     }
 
     /// Sleeps until `ready` gives a value. `ready` runs without the queue's lock, before each sleep
@@ -143,7 +149,11 @@ impl WaitQueue {
     /// Adds a waiter by hand, for waits on several queues at once (poll, epoll). Pair with
     /// [`WaitQueue::delist`].
     pub fn enlist(&self, task: &TaskRef) {
-        self.waiters.lock().push_back(task.clone());
+        let mut waiters = self.waiters.lock();
+        waiters.push_back(task.clone());
+        self.count.store(waiters.len(), Ordering::Relaxed);
+        drop(waiters);
+        fence(Ordering::SeqCst);
     }
 
     /// Takes the task's first entry out, if it is still there.
@@ -151,17 +161,33 @@ impl WaitQueue {
         let mut waiters = self.waiters.lock();
         if let Some(at) = waiters.iter().position(|w| w.id() == task.id()) {
             waiters.remove(at);
+            self.count.store(waiters.len(), Ordering::Relaxed);
         }
     }
 
     pub fn wake_one(&self) {
-        let waiter = self.waiters.lock().pop_front();
+        if !self.has_waiters() {
+            return;
+        }
+        let mut waiters = self.waiters.lock();
+        let waiter = waiters.pop_front();
+        self.count.store(waiters.len(), Ordering::Relaxed);
+        drop(waiters);
         if let Some(task) = waiter {
             task.unpark();
         }
     }
 
+    /// Whether a waker has to look closer.
+    fn has_waiters(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
     pub fn wake_all(&self) {
+        if !self.has_waiters() {
+            return;
+        }
         // Only those here now: a woken task may enlist again at once.
         let mut left = self.waiters.lock().len();
         while left > 0 {

@@ -90,3 +90,23 @@ fn console() {
     host.console_write(b"out");
     assert_eq!(host.take_console_output(), b"out");
 }
+
+/// Two threads wake each other 20,000 times; a lost wake-up hangs.
+#[test]
+fn no_wake_up_is_lost() {
+    install();
+    let shared = Arc::new((AtomicUsize::new(0), sync::WaitQueue::new()));
+    let turn = |me: usize, shared: Arc<(AtomicUsize, sync::WaitQueue)>| {
+        for round in 0..20_000 {
+            let mine = round * 2 + me;
+            let ready = || (shared.0.load(Ordering::Relaxed) == mine).then_some(());
+            shared.1.wait_until(None, ParkMode::Uninterruptible, ready).unwrap();
+            shared.0.store(mine + 1, Ordering::Relaxed);
+            shared.1.wake_all();
+        }
+    };
+    let other = shared.clone();
+    let second = std::thread::spawn(move || turn(1, other));
+    turn(0, shared);
+    second.join().unwrap();
+}
