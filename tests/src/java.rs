@@ -152,7 +152,7 @@ fn configuration_text(app: &App, java_home: &Path) -> String {
 
 fn in_machine(name: &str, jdk: u32, cpus: u32) -> Verdict {
     let run = App::read(name).and_then(|app| {
-        let mut command = limited("scripts/demitasse".into());
+        let mut command = limited("build/demitasse".into());
         command.args(["run", "--loglevel", "error", "--jdk", &jdk.to_string(), "--cpus", &cpus.to_string()]);
         // The command ends the machine before it is ended itself.
         command.args(["--time-limit", &format!("{}s", LIMIT_S - 10)]);
