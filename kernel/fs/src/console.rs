@@ -19,13 +19,14 @@ use alloc::{
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use rt::{
-    sync::{SpinLock, WaitQueue},
+    sync::{Mutex, SpinLock, WaitQueue},
     task::{ParkMode, Parked, Start, TaskSpec},
 };
 
 use crate::{
     error::{FsError, FsResult},
     file::{FileOps, OpenFlags, Readiness, ReadyQueues, Wait},
+    inode::{FileKind, Metadata},
     io::{Sink, Source},
 };
 
@@ -70,6 +71,8 @@ pub enum KeyboardSignal {
 pub struct Console {
     input: SpinLock<Input>,
     settings: SpinLock<Settings>,
+    /// Held over a write, so that those of several tasks do not mix. Sleeping.
+    writing: Mutex<()>,
     arrived: WaitQueue,
     pump_started: AtomicBool,
     signal_hook: SpinLock<Option<fn(KeyboardSignal)>>,
@@ -90,6 +93,7 @@ impl Console {
         Self {
             input: SpinLock::new(Input::default()),
             settings: SpinLock::new(Settings::default()),
+            writing: Mutex::new(()),
             arrived: WaitQueue::new(),
             pump_started: AtomicBool::new(false),
             signal_hook: SpinLock::new(None),
@@ -294,6 +298,7 @@ impl FileOps for Console {
 
     fn write(&self, _at: u64, from: &mut dyn Source, _wait: Wait) -> FsResult<usize> {
         let translate = self.settings().newline_to_return;
+        let _writing = self.writing.lock();
         let mut bytes = [0; 256];
         let mut done = 0;
         while from.remaining() > 0 {
@@ -315,6 +320,13 @@ impl FileOps for Console {
 
     fn is_stream(&self) -> bool {
         true
+    }
+
+    /// For standard streams that were not opened by path.
+    fn metadata(&self) -> FsResult<Metadata> {
+        let anonymous = crate::eventfd::anonymous_metadata();
+        let kind = FileKind::CharDevice;
+        Ok(Metadata { kind, permissions: 0o620, rdev: crate::devices::CONSOLE, block_size: 1024, ..anonymous })
     }
 
     fn readiness(&self) -> Readiness {

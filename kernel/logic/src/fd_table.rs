@@ -214,8 +214,8 @@ mod tests {
         for _ in 0..20_000 {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let pick = (seed >> 33) as u32;
-            if pick % 3 != 0 {
-                let from = if pick % 5 == 0 { pick % 290 } else { 0 };
+            if !pick.is_multiple_of(3) {
+                let from = if pick.is_multiple_of(5) { pick % 290 } else { 0 };
                 let expected = (from..300).find(|fd| !model.contains(fd)).ok_or(LimitReached);
                 assert_eq!(table.insert((), false, from), expected);
                 model.extend(expected);

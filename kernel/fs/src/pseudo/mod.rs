@@ -5,7 +5,7 @@
 //! fixed names is a [`Tree`]; one whose names come and go is anything that implements [`Entries`]; a
 //! link's target may be text or an object itself ([`LinkTarget::Object`], as for `/proc/self/fd/N`).
 //!
-//! ```ignore
+//! ```text
 //! let proc = PseudoFs::new("proc", PROC_MAGIC);
 //! proc.add("meminfo", text(|out| { write!(out, "MemTotal: …")?; Ok(()) }));
 //! proc.add("sys/kernel/osrelease", fixed("6.12.0\n"));

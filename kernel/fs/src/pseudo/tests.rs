@@ -58,7 +58,7 @@ fn root() -> Location {
         "counter",
         text(move |out| {
             *reads.lock().unwrap() += 1;
-            let _ = write!(out, "read {} times\n", reads.lock().unwrap());
+            writeln!(out, "read {} times", reads.lock().unwrap())?;
             Ok(())
         }),
     );

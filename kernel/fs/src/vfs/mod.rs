@@ -18,3 +18,5 @@ pub use walk::{Base, Follow};
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod oracle;

@@ -32,7 +32,7 @@ impl Base<'_> {
         let mut path = path;
         loop {
             let last = reached_name(walk.run(path, Goal::Name)?)?;
-            let Some(name) = last.normal() else { return Err(FsError::IsDirectory) };
+            let Ok(name) = last.normal() else { return Err(FsError::IsDirectory) };
             if last.trailing_slash {
                 return Err(FsError::IsDirectory);
             }
@@ -64,19 +64,14 @@ impl Base<'_> {
     }
 
     pub fn create_directory(&self, path: &[u8], permissions: CreateMode) -> FsResult<()> {
-        let last = self.name(path)?;
-        let name = last.normal().ok_or(FsError::Exists)?;
-        last.directory.create(name, NewNode::Directory, permissions).map(|_| ())
+        let last = self.free_name(path, true)?;
+        last.directory.create(last.normal()?, NewNode::Directory, permissions).map(|_| ())
     }
 
     /// mknod(2), and the name of a bound AF_UNIX socket.
     pub fn create_node(&self, path: &[u8], node: NewNode<'_>, permissions: CreateMode) -> FsResult<Location> {
-        let last = self.name(path)?;
-        let name = last.normal().ok_or(FsError::Exists)?;
-        if last.trailing_slash {
-            return Err(FsError::NotFound);
-        }
-        last.directory.create(name, node, permissions)
+        let last = self.free_name(path, false)?;
+        last.directory.create(last.normal()?, node, permissions)
     }
 
     pub fn symlink(&self, target: &[u8], path: &[u8]) -> FsResult<()> {
@@ -88,19 +83,15 @@ impl Base<'_> {
 
     /// linkat(2) to an object that was resolved before.
     pub fn link(&self, target: &Location, path: &[u8]) -> FsResult<()> {
-        let last = self.name(path)?;
-        let name = last.normal().ok_or(FsError::Exists)?;
-        if last.trailing_slash {
-            return Err(FsError::NotFound);
-        }
+        let last = self.free_name(path, false)?;
+        let name = last.normal()?;
         if !Arc::ptr_eq(&target.mount, &last.directory.mount) {
             return Err(FsError::CrossDevice);
         }
+        last.directory.check_writable()?;
         if target.kind() == FileKind::Directory {
             return Err(FsError::NotPermitted);
         }
-        last.directory.check_writable()?;
-        check_name(name)?;
         last.directory.inode().link(name, target.inode())?;
         last.directory.dentry.add_child(name, target.inode().clone());
         Ok(())
@@ -108,7 +99,7 @@ impl Base<'_> {
 
     pub fn unlink(&self, path: &[u8]) -> FsResult<()> {
         let last = self.name(path)?;
-        let name = last.normal().ok_or(FsError::IsDirectory)?;
+        let name = last.normal().map_err(|_| FsError::IsDirectory)?;
         let child = last.directory.child(name)?;
         if child.kind() == FileKind::Directory {
             return Err(FsError::IsDirectory);
@@ -147,7 +138,7 @@ impl Base<'_> {
     pub fn rename(&self, path: &[u8], to: &Base<'_>, to_path: &[u8], mode: RenameMode) -> FsResult<()> {
         let from = self.name(path)?;
         let to = to.name(to_path)?;
-        let (name, to_name) = (from.normal().ok_or(FsError::Busy)?, to.normal().ok_or(FsError::Busy)?);
+        let (name, to_name) = (from.normal()?, to.normal()?);
         if !Arc::ptr_eq(&from.directory.mount, &to.directory.mount) {
             return Err(FsError::CrossDevice);
         }
@@ -175,6 +166,19 @@ impl Base<'_> {
     pub fn read_link(&self, path: &[u8]) -> FsResult<Vec<u8>> {
         let location = self.resolve(path, Follow::No)?;
         location.read_link(self.root)
+    }
+
+    /// The last component of a path that is to be made. An existing one is told before all else that is
+    /// wrong with the call, as Linux does (mkdir -p relies on it).
+    fn free_name(&self, path: &[u8], is_directory: bool) -> FsResult<LastName> {
+        let last = self.name(path)?;
+        let name = last.normal().map_err(|_| FsError::Exists)?;
+        match last.directory.child(name) {
+            Ok(_) => Err(FsError::Exists),
+            Err(FsError::NotFound) if last.trailing_slash && !is_directory => Err(FsError::NotFound),
+            Err(FsError::NotFound) => Ok(last),
+            Err(error) => Err(error),
+        }
     }
 
     fn name(&self, path: &[u8]) -> FsResult<LastName> {
@@ -223,10 +227,7 @@ impl Location {
 
     fn create(&self, name: &[u8], node: NewNode<'_>, permissions: CreateMode) -> FsResult<Location> {
         check_name(name)?;
-        if self.mount.is_read_only() {
-            // An existing name is told first (mkdir -p relies on it).
-            return Err(if self.child(name).is_ok() { FsError::Exists } else { FsError::ReadOnly });
-        }
+        self.check_writable()?;
         if self.dentry.is_unlinked() {
             return Err(FsError::NotFound);
         }
@@ -236,10 +237,11 @@ impl Location {
 }
 
 impl LastName {
-    fn normal(&self) -> Option<&[u8]> {
+    /// The name, if it is not `.`, `..` or the root's.
+    fn normal(&self) -> FsResult<&[u8]> {
         match &self.name {
-            Name::Normal(name) => Some(name),
-            _ => None,
+            Name::Normal(name) => Ok(name),
+            _ => Err(FsError::Busy),
         }
     }
 }

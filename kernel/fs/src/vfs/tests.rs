@@ -3,9 +3,10 @@ use std::{thread, vec, vec::Vec};
 
 use super::*;
 use crate::{
+    console::Console,
     devfs::devfs,
     error::FsError,
-    file::{OpenFile, OpenFlags, Readiness, SeekFrom},
+    file::{FileOps, OpenFile, OpenFlags, Readiness, SeekFrom},
     inode::{FileKind, NewNode, RenameMode},
     io::{SliceSink, SliceSource},
     testing::{Calls, read_all, vfs},
@@ -281,6 +282,7 @@ fn console_lines() {
         bytes.truncate(len);
         bytes
     };
+    assert_eq!(Console::get().metadata().unwrap().kind, FileKind::CharDevice);
     console.write(&mut SliceSource::new(b"prompt\n")).unwrap();
     assert_eq!(host.take_console_output(), b"prompt\n");
     host.type_on_console(b"onX\x7fe\rtwo\nthree");
