@@ -2,15 +2,10 @@
 //!
 //! # Locks between programs
 //! Record locks belong to a program, so within the only program that can open the file they never
-//! conflict: they are granted, and F_GETLK finds none. flock's belong to open files and can conflict
-//! within a program: see [`flock`].
-use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+//! conflict: they are granted, and F_GETLK finds none. flock's are the open files' own.
+use alloc::sync::Arc;
 
-use fs::{OpenFile, OpenFlags as FsFlags, console::Console};
-use rt::{
-    sync::{SpinLock, WaitQueue},
-    task::{ParkMode, Parked},
-};
+use fs::{OpenFile, OpenFlags as FsFlags, console::Console, file::Wait, flock::FlockMode, pipe::PipeEnd};
 
 use super::get;
 use crate::{
@@ -20,7 +15,7 @@ use crate::{
         names::{FcntlOp, IoctlOp},
     },
     call::Ctx,
-    errno::{EAGAIN, EBADF, EINVAL, EMFILE, ENOTTY, ERESTARTSYS, SysResult},
+    errno::{EBADF, EINVAL, EMFILE, ENOLCK, ENOTTY, SysResult},
     program,
 };
 
@@ -93,82 +88,22 @@ fn set_lock(file: &OpenFile, at: Addr) -> SysResult {
         return Err(EBADF);
     }
     if program::all().len() > 1 {
-        return Err(crate::errno::ENOLCK);
+        return Err(ENOLCK);
     }
     Ok(0)
 }
 
-/// Who holds flock locks: by inode identity, the open files that hold it, by address.
-struct FlockState {
-    exclusive: bool,
-    holders: Vec<usize>,
-}
-
-static FLOCKS: SpinLock<BTreeMap<(u64, u64), FlockState>> = SpinLock::new(BTreeMap::new());
-static FLOCK_WAITERS: WaitQueue = WaitQueue::new();
-
-/// flock(2). A lock belongs to the open file and goes with LOCK_UN.
-/// Deviation: it does not go with the last close yet, since open files have no close hook; a later
-/// opener of the same file in the same program takes a dead holder's lock over instead.
+/// flock(2). The lock belongs to the open file and goes with it.
 pub fn flock(cx: &mut Ctx<'_>, fd: Fd, op: FlockOp) -> SysResult {
     let file = get(cx, fd)?;
-    let metadata = file.metadata()?;
-    let key = (metadata.device, metadata.inode);
-    let me = Arc::as_ptr(&file) as *const () as usize;
-    let exclusive = match op.0 & !FlockOp::NB {
-        FlockOp::UN => {
-            release_flock(key, me);
-            return Ok(0);
-        }
-        FlockOp::SH => false,
-        FlockOp::EX => true,
+    let wait = if op.has(FlockOp::NB) { Wait::Never } else { Wait::Allowed };
+    match op.0 & !FlockOp::NB {
+        FlockOp::UN => file.unlock()?,
+        FlockOp::SH => file.lock(FlockMode::Shared, wait)?,
+        FlockOp::EX => file.lock(FlockMode::Exclusive, wait)?,
         _ => return Err(EINVAL),
-    };
-    let open = open_file_addresses();
-    let try_lock = || take_flock(key, me, exclusive, &open).then_some(());
-    if op.has(FlockOp::NB) {
-        return try_lock().map(|()| 0).ok_or(EAGAIN);
     }
-    match FLOCK_WAITERS.wait_until(None, ParkMode::Interruptible, try_lock) {
-        Ok(()) => Ok(0),
-        Err(Parked::Interrupted | Parked::TimedOut | Parked::Woken) => Err(ERESTARTSYS),
-    }
-}
-
-/// The open files that exist: a holder that is not among them has been closed.
-fn open_file_addresses() -> Vec<usize> {
-    let mut open = Vec::new();
-    for program in program::all() {
-        open.extend(program.files.lock().open().map(|(_, file)| Arc::as_ptr(file) as *const () as usize));
-    }
-    open
-}
-
-fn take_flock(key: (u64, u64), me: usize, exclusive: bool, open: &[usize]) -> bool {
-    let mut locks = FLOCKS.lock();
-    let state = locks.entry(key).or_insert(FlockState { exclusive, holders: Vec::new() });
-    state.holders.retain(|holder| open.contains(holder));
-    let others = state.holders.iter().any(|holder| *holder != me);
-    if others && (exclusive || state.exclusive) {
-        return false;
-    }
-    state.exclusive = exclusive;
-    if !state.holders.contains(&me) {
-        state.holders.push(me);
-    }
-    true
-}
-
-fn release_flock(key: (u64, u64), me: usize) {
-    let mut locks = FLOCKS.lock();
-    if let Some(state) = locks.get_mut(&key) {
-        state.holders.retain(|holder| *holder != me);
-        if state.holders.is_empty() {
-            locks.remove(&key);
-        }
-    }
-    drop(locks);
-    FLOCK_WAITERS.wake_all();
+    Ok(0)
 }
 
 /// ioctl(2): what every file knows, what terminals know, and then the object's own.
@@ -194,6 +129,10 @@ fn object_ioctl(file: &OpenFile, request: IoctlOp, argument: Addr) -> SysResult 
     let Some(console) = file.ops_as::<Console>() else {
         return match request.0 {
             IoctlOp::TCGETS | IoctlOp::TIOCGWINSZ | IoctlOp::TIOCGPGRP => Err(ENOTTY),
+            IoctlOp::FIONREAD => {
+                argument.write(&readable_bytes(file)?.to_le_bytes())?;
+                Ok(0)
+            }
             _ => Ok(file.ioctl(request.0 as u32, argument.0)?),
         };
     };
@@ -212,6 +151,19 @@ fn object_ioctl(file: &OpenFile, request: IoctlOp, argument: Addr) -> SysResult 
         _ => return Err(ENOTTY),
     }
     Ok(0)
+}
+
+/// FIONREAD: what a pipe holds, or a regular file has from the position on.
+fn readable_bytes(file: &OpenFile) -> SysResult<u32> {
+    if let Some(pipe) = file.ops_as::<PipeEnd>() {
+        return Ok(pipe.input_len() as u32);
+    }
+    match file.location() {
+        Some(location) if location.kind() == fs::FileKind::Regular => {
+            Ok(file.metadata()?.size.saturating_sub(file.position()).min(u64::from(u32::MAX)) as u32)
+        }
+        _ => Err(ENOTTY),
+    }
 }
 
 /// The kernel's `struct termios` (termios(3)).

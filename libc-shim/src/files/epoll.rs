@@ -15,7 +15,7 @@ use alloc::{
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use fs::{
-    Metadata, OpenFile, OpenFlags as FsFlags, Readiness,
+    FileKind, Metadata, OpenFile, OpenFlags as FsFlags, Readiness,
     error::FsResult,
     eventfd::anonymous_metadata,
     file::{FileOps, ReadyQueues},
@@ -156,7 +156,8 @@ pub fn epoll_ctl(cx: &mut Ctx<'_>, epoll: Fd, op: EpollOp, fd: Fd, event: Addr) 
         // Nesting would need wake-ups to pass through; refused as too deep.
         return Err(ELOOP);
     }
-    if matches!(target.metadata().map(|m| m.kind), Ok(fs::FileKind::Regular | fs::FileKind::Directory)) {
+    // Files that are always ready cannot be watched (epoll_ctl(2)).
+    if target.location().is_some_and(|at| matches!(at.kind(), FileKind::Regular | FileKind::Directory)) {
         return Err(EPERM);
     }
     let (events, data) = match op.0 {
