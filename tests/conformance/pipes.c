@@ -1,4 +1,4 @@
-/* Pipes, eventfd, timerfd, socketpair, poll, select and epoll. */
+/* Pipes, eventfd, socket pairs, poll, select and epoll. */
 #define _GNU_SOURCE
 #include "check.h"
 #include <fcntl.h>
@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/select.h>
+#include <sys/socket.h>
 #include <signal.h>
 
 static int ends[2];
@@ -78,6 +79,22 @@ static void eventfds(void)
     CHECK("a semaphore gives one at a time", read(semaphore, &value, 8) == 8 && value == 1 && read(semaphore, &value, 8) == 8
         && read(semaphore, &value, 8) == -1);
     close(fd), close(semaphore);
+}
+
+static void socket_pairs(void)
+{
+    int pair[2];
+    char bytes[16];
+    CHECK("socketpair", socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+    CHECK("carries data one way", write(pair[0], "abc", 3) == 3 && read(pair[1], bytes, 16) == 3);
+    CHECK("and the other", write(pair[1], "de", 2) == 2 && read(pair[0], bytes, 16) == 2);
+    CHECK("one direction is shut down", shutdown(pair[0], SHUT_WR) == 0 && read(pair[1], bytes, 16) == 0);
+    CHECK("the other is not", write(pair[1], "f", 1) == 1 && read(pair[0], bytes, 16) == 1);
+    close(pair[1]);
+    CHECK("the end of a pair", read(pair[0], bytes, 16) == 0);
+    /* A JDK replaces a descriptor that it closes by half of a pair, so that readers wake up. */
+    CHECK("a descriptor is replaced by it", pipe(ends) == 0 && dup2(pair[0], ends[0]) == ends[0] && read(ends[0], bytes, 1) == 0);
+    close(pair[0]), close(ends[0]), close(ends[1]);
 }
 
 static void polling(void)
@@ -160,6 +177,7 @@ int main(void)
     signal(SIGPIPE, SIG_IGN);
     pipes();
     eventfds();
+    socket_pairs();
     polling();
     epolls();
     return finish();
