@@ -71,14 +71,14 @@ fn level(level: LogLevel) -> log::LevelFilter {
 /// The part of boot that may sleep: tests, or the root file system and the first program.
 fn first_task(_: usize) {
     let Some(boot) = BOOT.get() else { return };
+    if boot.config.root != Some(abi::Root::Module) {
+        machine::drivers::find_disks(&boot.firmware, &boot.config.mmio_devices);
+    }
     if let Some(name) = &boot.config.test {
         if !machine::selftest::run(name) {
             power::off(abi::exit::TEST_FAILED);
         }
         power::exit(0);
-    }
-    if boot.config.root != Some(abi::Root::Module) {
-        machine::drivers::find_disks(&boot.firmware, &boot.config.mmio_devices);
     }
     machine::memory::frames::set_reclaimer(fs::cache::reclaim);
     let vfs = match root::device(boot.config.root, boot.module).and_then(root::mount) {

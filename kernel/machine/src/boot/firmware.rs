@@ -68,7 +68,5 @@ pub fn apply(acpi: &Acpi) {
     for entry in &acpi.ioapics {
         ioapic::add(entry.address, entry.first_gsi);
     }
-    if let (Some(port), Some((sleep_type, _))) = (acpi.power.pm1a_control, acpi.power.s5_type) {
-        power::set_soft_off(port, u16::from(sleep_type));
-    }
+    power::set_registers(&acpi.power);
 }

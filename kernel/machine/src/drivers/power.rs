@@ -20,11 +20,6 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 /// ACPI's soft-off: the PM1a control port and the sleep type of S5.
 static SOFT_OFF: Once<(u16, u16)> = Once::new();
 
-/// Registers what ACPI says about power-off.
-pub fn set_soft_off(pm1a_control: u16, sleep_type: u16) {
-    SOFT_OFF.call_once(|| (pm1a_control, sleep_type));
-}
-
 /// A register that [`off`] may use, and the value that works.
 #[derive(Clone, Copy)]
 enum Way {
@@ -36,8 +31,11 @@ enum Way {
 /// The sleep control register of hardware-reduced machines, then the reset register.
 static REGISTERS: Once<[Option<Way>; 2]> = Once::new();
 
-/// Registers ACPI's one-byte registers. They are mapped now: a panic must not need to.
+/// Takes over what ACPI says about power-off. Registers are mapped now: a panic must not need to.
 pub fn set_registers(power: &Power) {
+    if let (Some(port), Some((sleep_type, _))) = (power.pm1a_control, power.s5_type) {
+        SOFT_OFF.call_once(|| (port, u16::from(sleep_type)));
+    }
     REGISTERS.call_once(|| {
         let way = |(register, value)| match register {
             Register::Port(port) => Way::Port(port, value),

@@ -238,42 +238,6 @@ fn skip_missing(address: u64) -> u64 {
     address + PAGE
 }
 
-/// Frees the tables that map only [start, end); the caller has cleared the entries in it and will
-/// flush before the frames are used again. `keep` collects the frames.
-pub fn release_tables(start: u64, end: u64, freed: &mut impl FnMut(u64)) {
-    let walker = walker();
-    let first = start.next_multiple_of(LARGE_PAGE);
-    let mut address = first;
-    while address + LARGE_PAGE <= end {
-        let mut table = walker.root;
-        let mut missing = false;
-        for level in [3, 2] {
-            // SAFETY: as in `lookup`.
-            let value = unsafe { walker.entry(table, index(address, level)).read_volatile() };
-            if value & PRESENT == 0 {
-                missing = true;
-                let span = 1u64 << (12 + 9 * level);
-                address = (address & !(span - 1)) + span;
-                break;
-            }
-            table = value & ADDRESS_MASK;
-        }
-        if missing {
-            continue;
-        }
-        let entry = walker.entry(table, index(address, 1));
-        // SAFETY: as in `lookup`; the caller holds the lock over these tables.
-        unsafe {
-            let value = entry.read_volatile();
-            if value & PRESENT != 0 && value & LARGE == 0 {
-                entry.write_volatile(0);
-                freed(value & ADDRESS_MASK);
-            }
-        }
-        address += LARGE_PAGE;
-    }
-}
-
 /// Maps one kernel page. The entry must be free. Holding [`KERNEL_TABLES`] is the caller's part.
 pub fn map_kernel_page(address: u64, physical: u64, flags: u64) -> Option<()> {
     let entry = entry(address)?;

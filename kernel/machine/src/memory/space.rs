@@ -4,7 +4,7 @@
 //! that the CPU ignores:
 //! - [`PRIVATE`]: the mapping's own page (anonymous, or copied on write); writable as the VMA says.
 //! - otherwise a page of a file's cache; writable only in a shared mapping.
-//! - not present but not 0 ([`HELD`]): the page is kept while the VMA allows no access.
+//! - not present but not 0 ([`entries::HELD`]): the page is kept while the VMA allows no access.
 //!
 //! # Locking
 //! [`SPACE`]'s spin lock covers the tree and the application's half of the page table. A fault that
@@ -28,7 +28,7 @@ use super::{
 
 mod entries;
 
-pub use entries::{HELD, PRIVATE};
+use entries::{PRIVATE, Use};
 
 /// Kept free of mappings that did not ask for an address: HotSpot wants its heap below 4 or 32 GiB.
 const LOW_END: u64 = 40 << 30;
@@ -154,7 +154,7 @@ impl Space {
         match &vma.backing {
             Source::Anonymous => {
                 let page = Page::alloc_now(true)?;
-                entries::install(address, page, vma.prot, PRIVATE)?;
+                entries::install(address, page, vma.prot, PRIVATE, Use::Now)?;
                 Ok(None)
             }
             Source::File(file) => {
@@ -178,10 +178,10 @@ impl Space {
             return Ok(true);
         }
         match copy {
-            Some(copy) => entries::install(address, copy, vma.prot, PRIVATE)?,
+            Some(copy) => entries::install(address, copy, vma.prot, PRIVATE, Use::Now)?,
             None => {
                 let prot = if needs.shared && access == Access::Write { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
-                entries::install(address, page, prot, 0)?;
+                entries::install(address, page, prot, 0, Use::Now)?;
                 map_around(vma, address, needs);
             }
         }
@@ -249,7 +249,7 @@ fn map_around(vma: &Vma<Source>, address: u64, needs: &FileFault) {
         if entries::is_empty(at)
             && let Some(index) = (needs.index + at / PAGE).checked_sub(address / PAGE)
             && let Some(page) = needs.pager.page_if_cached(index)
-            && entries::install(at, page, vma.prot & !Prot::WRITE.bits(), 0).is_err()
+            && entries::install(at, page, vma.prot & !Prot::WRITE.bits(), 0, Use::Ahead).is_err()
         {
             return;
         }

@@ -4,6 +4,10 @@
 //! One request at a time: the requester bumps the generation, interrupts the other CPUs and waits
 //! until each has caught up. A CPU that waits with interrupts off (for a lock) serves requests from
 //! its wait loop. Frames are freed after the acknowledgement.
+//!
+//! An idle CPU is left alone: it runs no application code, and catches up before it does
+//! ([`leave_idle`]). That is sound because page-table pages are never freed while they could be walked
+//! and kernel mappings never change after boot; whoever changes that must interrupt idle CPUs too.
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
@@ -72,20 +76,29 @@ fn request_others() {
         core::hint::spin_loop();
     }
     let me = percpu::this_cpu().index.get() as usize;
+    // Sequentially consistent with `leave_idle`: either this sees the CPU busy, or that sees the
+    // request.
     let generation = REQUESTED.fetch_add(1, Ordering::SeqCst) + 1;
-    for index in (0..percpu::MAX_CPUS).filter(|&index| index != me) {
-        let Some(other) = percpu::cpu(index) else { break };
-        interrupts::without_interrupts(|| apic::send_ipi(other.apic_id.get(), apic::VECTOR_TLB));
-    }
-    for index in (0..percpu::MAX_CPUS).filter(|&index| index != me) {
-        if percpu::cpu(index).is_none() {
-            break;
+    let mut waiting = 0u64;
+    for index in (0..online).filter(|&index| index != me) {
+        let Some(other) = percpu::cpu(index) else { continue };
+        if !other.idle.load(Ordering::SeqCst) {
+            waiting |= 1 << index;
+            interrupts::without_interrupts(|| apic::send_ipi(other.apic_id.get(), apic::VECTOR_TLB));
         }
+    }
+    for index in (0..online).filter(|&index| waiting & 1 << index != 0) {
         while ACKNOWLEDGED[index].load(Ordering::Acquire) < generation {
             core::hint::spin_loop();
         }
     }
     BUSY.store(false, Ordering::Release);
+}
+
+/// The calling CPU is about to run something: it catches up with the requests it was left out of.
+pub fn leave_idle() {
+    percpu::this_cpu().idle.store(false, Ordering::SeqCst);
+    serve();
 }
 
 /// Serves a request that is open for this CPU; from its interrupt and from wait loops. A flush of

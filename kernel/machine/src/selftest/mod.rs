@@ -6,9 +6,10 @@
 use alloc::string::String;
 use core::fmt::Write;
 
-use crate::console;
+use crate::{console, drivers::first_disk};
 
 mod application;
+mod disks;
 mod memory;
 mod tasks;
 
@@ -37,12 +38,18 @@ const TESTS: &[Test] = &[
     ("stack-high-water", tasks::stack_high_water),
 ];
 
+/// These need the pattern disk of [`disks`]; `all` runs them when there is one.
+const DISK_TESTS: &[Test] = &[("disk-reads", disks::reads), ("disk-writes", disks::writes)];
+
 /// Runs the tests that `name` selects. True: all passed, and there were some.
 pub fn run(name: &str) -> bool {
     application::register();
     let mut failed = 0;
     let mut ran = 0;
-    for (test, body) in TESTS.iter().filter(|(test, _)| name == "all" || name == *test) {
+    let with_disk = if first_disk().is_some() { DISK_TESTS } else { &[] };
+    let of_all = TESTS.iter().chain(with_disk).filter(|_| name == "all");
+    let named = TESTS.iter().chain(DISK_TESTS).filter(|(test, _)| name == *test);
+    for (test, body) in of_all.chain(named) {
         let result = body();
         ran += 1;
         failed += u32::from(result.is_err());

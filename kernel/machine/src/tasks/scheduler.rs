@@ -29,6 +29,7 @@ use crate::{
         lock::{InterruptsOff, IrqSpin},
         percpu::{self, MAX_CPUS, PerCpu, this_cpu},
     },
+    memory::tlb,
     time,
 };
 
@@ -409,13 +410,12 @@ pub fn idle_loop() -> ! {
         cpu.idle.store(true, Ordering::SeqCst);
         let work = !MAILBOXES[index].is_empty() || !QUEUES[index].lock().is_empty() || steal(index);
         if work {
-            cpu.idle.store(false, Ordering::SeqCst);
+            tlb::leave_idle();
             switch_away(true);
             interrupts::enable();
         } else {
             // `sti` takes effect after the next instruction: a wake-up in between ends the halt.
             interrupts::enable_and_hlt();
-            cpu.idle.store(false, Ordering::SeqCst);
         }
     }
 }

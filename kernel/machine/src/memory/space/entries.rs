@@ -18,6 +18,17 @@ pub const PRIVATE: u64 = 1 << 9;
 /// Software bit: the page is kept, not present, since the VMA allows no access.
 pub const HELD: u64 = 1 << 10;
 
+/// How an entry starts out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// A fault wants it now.
+    Now,
+    /// Mapped ahead of any use. The CPU sets the accessed bit before it caches a translation
+    /// (SDM 4.10.2.3), so as long as the bit is clear no TLB has one, and taking the entry away
+    /// needs no shootdown.
+    Ahead,
+}
+
 /// Pages released per shootdown.
 const BATCH: usize = 256;
 
@@ -55,10 +66,16 @@ pub fn count(start: u64, end: u64) -> u64 {
 }
 
 /// Puts a page into an empty entry; the entry takes over the reference.
-pub fn install(address: u64, page: Page, prot: u8, kind: u64) -> Result<(), Refused> {
+pub fn install(address: u64, page: Page, prot: u8, kind: u64, used: Use) -> Result<(), Refused> {
     let entry = paging::entry(address).ok_or(Refused::OutOfMemory)?;
-    write(entry, page.into_id().0 | rights(prot) | kind);
+    let unused = if used == Use::Ahead { ACCESSED | DIRTY } else { 0 };
+    write(entry, page.into_id().0 | rights(prot) & !unused | kind);
     Ok(())
+}
+
+/// True if a TLB may hold the entry's translation.
+fn may_be_cached(value: u64) -> bool {
+    value & PRESENT != 0 && value & ACCESSED != 0
 }
 
 /// Handles a fault on an entry that holds a page already. True: served.
@@ -90,9 +107,10 @@ pub fn resolve_present(vma: &Vma<Source>, address: u64, access: Access) -> Resul
     let old = value & ADDRESS_MASK;
     frames::copy(old, copy);
     write(entry, copy | rights(vma.prot) | PRIVATE);
-    // Other CPUs may still read the old page, which stays the file's: only stale *reads* after a
-    // write of this program would be wrong, so the old translation must go everywhere.
-    tlb::shoot_down(address, address + PAGE);
+    // Another CPU that still read the old page would miss this program's write.
+    if may_be_cached(value) {
+        tlb::shoot_down(address, address + PAGE);
+    }
     drop(Page::from_id(PageId(old)));
     Ok(true)
 }
@@ -100,18 +118,20 @@ pub fn resolve_present(vma: &Vma<Source>, address: u64, access: Access) -> Resul
 fn release(entry: *mut u64, address: u64) {
     let value = read(entry);
     write(entry, 0);
-    tlb::shoot_down(address, address + PAGE);
+    if may_be_cached(value) {
+        tlb::shoot_down(address, address + PAGE);
+    }
     drop(Page::from_id(PageId(value & ADDRESS_MASK)));
 }
 
 /// Empties the entries of the range and releases their pages.
 pub fn clear(start: u64, end: u64) {
-    let mut batch = Batch { pages: [0; BATCH], count: 0, start, end: start };
+    let mut batch = Batch { pages: [0; BATCH], count: 0, cached: None };
     paging::for_each_entry(start, end, |address, entry| {
         let value = read(entry);
         if value != 0 {
             write(entry, 0);
-            batch.add(value & ADDRESS_MASK, address);
+            batch.add(value, address);
         }
     });
     batch.finish();
@@ -121,28 +141,27 @@ pub fn clear(start: u64, end: u64) {
 struct Batch {
     pages: [u64; BATCH],
     count: usize,
-    start: u64,
-    end: u64,
+    /// The range that some TLB may hold translations of.
+    cached: Option<(u64, u64)>,
 }
 
 impl Batch {
-    fn add(&mut self, page: u64, address: u64) {
+    fn add(&mut self, value: u64, address: u64) {
         if self.count == BATCH {
             self.finish();
         }
-        if self.count == 0 {
-            self.start = address;
-        }
-        self.pages[self.count] = page;
+        self.pages[self.count] = value & ADDRESS_MASK;
         self.count += 1;
-        self.end = address + PAGE;
+        if may_be_cached(value) {
+            let start = self.cached.map_or(address, |cached| cached.0);
+            self.cached = Some((start, address + PAGE));
+        }
     }
 
     fn finish(&mut self) {
-        if self.count == 0 {
-            return;
+        if let Some((start, end)) = self.cached.take() {
+            tlb::shoot_down(start, end);
         }
-        tlb::shoot_down(self.start, self.end);
         for &page in &self.pages[..self.count] {
             drop(Page::from_id(PageId(page)));
         }
@@ -152,7 +171,7 @@ impl Batch {
 
 /// Applies a new protection to what is present. `is_shared(address)`: a shared mapping is there.
 pub fn protect(start: u64, end: u64, prot: u8, is_shared: impl Fn(u64) -> bool) {
-    let mut tightened = false;
+    let mut tightened: Option<(u64, u64)> = None;
     paging::for_each_entry(start, end, |address, entry| {
         let value = read(entry);
         if value == 0 {
@@ -160,12 +179,16 @@ pub fn protect(start: u64, end: u64, prot: u8, is_shared: impl Fn(u64) -> bool) 
         }
         let may_write = value & PRIVATE != 0 || (value & WRITABLE != 0 && is_shared(address));
         let prot = if may_write { prot } else { prot & !Prot::WRITE.bits() };
-        let new = value & (ADDRESS_MASK | PRIVATE) | rights(prot);
+        let never_used = value & PRESENT != 0 && value & ACCESSED == 0;
+        let hidden = if never_used { ACCESSED | DIRTY } else { 0 };
+        let new = value & (ADDRESS_MASK | PRIVATE) | rights(prot) & !hidden;
         let lost = value & !new & (PRESENT | WRITABLE) | new & !value & NO_EXECUTE;
-        tightened |= lost != 0 && value & PRESENT != 0;
+        if lost != 0 && may_be_cached(value) {
+            tightened = Some((tightened.map_or(address, |range| range.0), address + PAGE));
+        }
         write(entry, new);
     });
-    if tightened {
+    if let Some((start, end)) = tightened {
         tlb::shoot_down(start, end);
     }
 }
