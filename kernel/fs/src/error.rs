@@ -103,8 +103,9 @@ impl From<BlockError> for FsError {
 impl From<FsError> for PagerError {
     fn from(error: FsError) -> Self {
         match error {
-            FsError::OutOfMemory | FsError::NoSpace => Self::OutOfFrames,
+            FsError::OutOfMemory => Self::OutOfFrames,
             FsError::Invalid => Self::BeyondEnd,
+            // A full file system too: SIGBUS, as on Linux.
             _ => Self::Io,
         }
     }

@@ -16,13 +16,27 @@ use rt::{page::Page, sync::SpinLock};
 
 use super::{FilePages, Slot};
 
-static FILES: SpinLock<VecDeque<Weak<FilePages>>> = SpinLock::new(VecDeque::new());
+static FILES: SpinLock<Registry> = SpinLock::new(Registry { files: VecDeque::new(), sweep_at: SWEEP_MIN });
+
+/// Files registered at which dead ones are first swept out.
+const SWEEP_MIN: usize = 1024;
+
+struct Registry {
+    files: VecDeque<Weak<FilePages>>,
+    /// Length at which dead entries are swept out: twice what was alive the last time.
+    sweep_at: usize,
+}
 
 /// Pages dropped in one hold of a file's lock.
 const BATCH: usize = 32;
 
 pub(super) fn register(file: Weak<FilePages>) {
-    FILES.lock().push_back(file);
+    let mut registry = FILES.lock();
+    if registry.files.len() >= registry.sweep_at {
+        registry.files.retain(|file| file.strong_count() > 0);
+        registry.sweep_at = SWEEP_MIN.max(2 * registry.files.len());
+    }
+    registry.files.push_back(file);
 }
 
 /// Frees up to `wanted` clean cache pages; the result is how many it freed. May be called by any
@@ -31,7 +45,7 @@ pub fn reclaim(wanted: usize) -> usize {
     let mut freed = 0;
     // The first round takes marks away, the second takes pages.
     for _round in 0..2 {
-        let files = FILES.lock().len();
+        let files = FILES.lock().files.len();
         for _ in 0..files {
             if freed >= wanted {
                 return freed;
@@ -46,7 +60,7 @@ pub fn reclaim(wanted: usize) -> usize {
 
 /// The file under the hand, which moves on; dead ones fall out.
 fn next_file() -> Option<Arc<FilePages>> {
-    let mut files = FILES.lock();
+    let files = &mut FILES.lock().files;
     while let Some(weak) = files.pop_front() {
         if let Some(file) = weak.upgrade() {
             files.push_back(weak);

@@ -178,7 +178,8 @@ impl Content {
 
     /// As [`Content::page`], without sleeping.
     pub fn page_in_memory(&self, index: u64) -> Option<Page> {
-        self.pages.cached(index).or_else(|| match &self.lower {
+        let own = if self.has_own.load(Ordering::Acquire) { self.pages.cached(index) } else { None };
+        own.or_else(|| match &self.lower {
             Some(lower) if self.shows_lower(index) => lower.pager.page_if_cached(index),
             _ => None,
         })

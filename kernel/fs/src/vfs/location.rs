@@ -153,7 +153,7 @@ impl Location {
     }
 
     #[cfg(test)]
-    pub(crate) fn prune_for_test(&self) {
-        self.dentry.prune();
+    pub(crate) fn prune_for_test(&self) -> usize {
+        self.dentry.prune()
     }
 }
