@@ -16,6 +16,7 @@
 //! No lock of any kind is held over device reads but a file's write lock (a partial write of a page
 //! that is not in memory must read it first).
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
 
 extern crate alloc;
 

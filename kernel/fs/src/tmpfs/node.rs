@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use rt::{
     page::{PAGE_SIZE, Page},
     space::{Pager, PagerError},
+    rt,
     sync::SpinLock,
 };
 
@@ -377,7 +378,11 @@ impl Inode for Node {
     fn truncate(&self, size: u64) -> FsResult<()> {
         let content = self.content()?;
         self.keep();
+        let shrinks = size < content.size();
         content.truncate(size)?;
+        if shrinks {
+            rt().address_space().file_shrunk(Pager::identity(self), size.div_ceil(PAGE_SIZE as u64));
+        }
         self.touch();
         Ok(())
     }
