@@ -18,7 +18,7 @@ pub fn eopnotsupp(_cx: &mut Ctx<'_>) -> SysResult {
     Err(EOPNOTSUPP)
 }
 
-/// socket(2), socketpair(2): no family is there.
+/// socket(2): no family is there.
 pub fn no_family(_cx: &mut Ctx<'_>, _family: SocketFamily, _kind: i32, _protocol: i32) -> SysResult {
     Err(EAFNOSUPPORT)
 }

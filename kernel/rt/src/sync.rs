@@ -2,7 +2,7 @@
 use alloc::collections::VecDeque;
 use core::{
     ops::{Deref, DerefMut},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
 use crate::{
@@ -104,6 +104,8 @@ pub struct WaitQueue {
     waiters: IrqLock<VecDeque<TaskRef>>,
     /// Length of `waiters`; changes under its lock.
     count: AtomicUsize,
+    /// Calls of [`WaitQueue::wake_all`].
+    wakes: AtomicU64,
 }
 
 impl Default for WaitQueue {
@@ -114,7 +116,13 @@ impl Default for WaitQueue {
 
 impl WaitQueue {
     pub const fn new() -> Self {
-        Self { waiters: IrqLock::new(VecDeque::new()), count: AtomicUsize::new(0) }
+        Self { waiters: IrqLock::new(VecDeque::new()), count: AtomicUsize::new(0), wakes: AtomicU64::new(0) }
+    }
+
+    /// How often [`WaitQueue::wake_all`] was called: edge-triggered watchers see by it that something
+    /// has happened although the condition was true before, too.
+    pub fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::SeqCst)
     }
 
     /// Sleeps until `ready` gives a value. `ready` runs without the queue's lock, before each sleep
@@ -185,6 +193,7 @@ impl WaitQueue {
     }
 
     pub fn wake_all(&self) {
+        self.wakes.fetch_add(1, Ordering::SeqCst);
         if !self.has_waiters() {
             return;
         }

@@ -43,6 +43,8 @@ struct Watch {
     data: u64,
     /// Edge triggered: what was reported, until it is seen to be gone.
     reported: u32,
+    /// The file's wake-ups at that report: any since is a new edge, even if it was ready all along.
+    wakes: u64,
     /// One-shot: reported, and silent until it is modified.
     spent: bool,
 }
@@ -78,11 +80,13 @@ impl Epoll {
             .collect();
         let mut events = Vec::new();
         for (fd, file, wanted) in candidates {
+            // Read first: a wake-up between the two is seen as an edge next time.
+            let wakes = wakes_of(&file);
             let watched = poll::Watched { file, events: wanted & EVENT_BITS };
             let ready = watched.ready();
             let mut watches = self.watches.lock();
             let Some(watch) = watches.get_mut(&fd) else { continue };
-            let report = if watch.events & EPOLLET != 0 { ready & !watch.reported } else { ready };
+            let report = if watch.events & EPOLLET == 0 || watch.wakes != wakes { ready } else { ready & !watch.reported };
             if keep {
                 if report != 0 {
                     events.push((report, watch.data));
@@ -98,11 +102,17 @@ impl Epoll {
                 break;
             }
             watch.reported |= ready;
+            watch.wakes = wakes;
             watch.spent = watch.events & EPOLLONESHOT != 0;
             events.push((ready, watch.data));
         }
         events
     }
+}
+
+fn wakes_of(file: &OpenFile) -> u64 {
+    let queues = file.ops().ready_queues();
+    [queues.input, queues.output].into_iter().flatten().map(WaitQueue::wakes).sum()
 }
 
 impl FileOps for Epoll {
@@ -172,6 +182,7 @@ pub fn epoll_ctl(cx: &mut Ctx<'_>, epoll: Fd, op: EpollOp, fd: Fd, event: Addr) 
         events: events & !EPOLLWAKEUP,
         data,
         reported: 0,
+        wakes: 0,
         spent: false,
     };
     let mut watches = set.watches.lock();

@@ -26,6 +26,7 @@ pub mod memory;
 pub mod names;
 pub mod open;
 pub mod poll;
+pub mod socketpair;
 pub mod special;
 pub mod stat;
 

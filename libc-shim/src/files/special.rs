@@ -38,7 +38,8 @@ pub fn pipe2(cx: &mut Ctx<'_>, out: Addr, flags: OpenFlags) -> SysResult {
     Ok(0)
 }
 
-fn close_again(cx: &Ctx<'_>, fd: u64) {
+/// Takes a descriptor back that the program has not been told of.
+pub fn close_again(cx: &Ctx<'_>, fd: u64) {
     let removed = cx.program().files.lock().remove(fd as u32);
     drop(removed);
 }

@@ -13,7 +13,7 @@ use crate::{
         },
         names::{EpollOp, FadviseAdvice, FcntlOp, IoctlOp, SocketFamily, Whence},
     },
-    files::{self, attributes, descriptor, epoll, io, names, open, poll, special, stat},
+    files::{self, attributes, descriptor, epoll, io, names, open, poll, socketpair, special, stat},
     limits, system, unsupported,
 };
 
@@ -54,7 +54,7 @@ pub const ROWS: &[Row] = rows! {
     50 listen(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
     51 getsockname(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
     52 getpeername(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    53 socketpair(family: SocketFamily, kind: i32, protocol: i32) => unsupported::no_family, No(SOCKETS);
+    53 socketpair(family: SocketFamily, kind: i32, protocol: i32, out: Addr) => socketpair::socketpair, Partial("AF_UNIX streams, for read, write and poll");
     54 setsockopt(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
     55 getsockopt(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
     72 fcntl(fd: Fd, op: FcntlOp, argument: Hex) => descriptor::fcntl, Partial("record locks are granted while one program runs; no F_SETOWN, F_SETSIG, leases, seals, pipe sizes, open-file locks");
