@@ -136,6 +136,9 @@ pub trait AddressSpace: Sync {
     /// Calls `each` with the owner's mappings in address order. `each` must not call back.
     fn regions(&self, owner: ProgramId, each: &mut dyn FnMut(&Region));
     fn footprint(&self, owner: ProgramId) -> Footprint;
+    /// A file ([`Pager::identity`]) lost its pages from `first_page` on: whoever mapped them, shared or
+    /// copied, gets SIGBUS at the next touch. The file must give [`PagerError::BeyondEnd`] already.
+    fn file_shrunk(&self, identity: (u32, u32, u64), first_page: u64);
     /// Unmaps everything of a program that has ended.
     fn release(&self, owner: ProgramId);
 }

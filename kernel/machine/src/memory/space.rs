@@ -455,6 +455,20 @@ impl AddressSpace for Space {
         Footprint { mapped_bytes: tree.owned_bytes(owner.0), resident_bytes: resident * PAGE }
     }
 
+    fn file_shrunk(&self, identity: (u32, u32, u64), first_page: u64) {
+        // A walk over all mappings: truncation below a mapping is rare. An interval tree per file
+        // belongs here once it is not.
+        let tree = self.vmas.lock();
+        for vma in tree.iter() {
+            if let Source::File(file) = &vma.backing
+                && file.pager.identity() == identity
+            {
+                let from = vma.start + first_page.saturating_sub(file.first_page).min(vma.pages()) * PAGE;
+                entries::clear(from, vma.end);
+            }
+        }
+    }
+
     fn release(&self, owner: ProgramId) {
         let mut tree = self.vmas.lock();
         let ranges: alloc::vec::Vec<(u64, u64)> = tree.owned(owner.0).map(|vma| (vma.start, vma.end)).collect();

@@ -323,6 +323,21 @@ impl AddressSpace for HostSpace {
         }
     }
 
+    fn file_shrunk(&self, identity: (u32, u32, u64), first_page: u64) {
+        let mut inner = self.inner();
+        let gone: Vec<_> = inner
+            .mappings
+            .iter()
+            .filter_map(|m| {
+                let file = m.file.as_ref().filter(|file| file.pager.identity() == identity)?;
+                let from = m.start + first_page.saturating_sub(file.first_page) * PAGE_SIZE as u64;
+                (from < m.end).then_some((from, m.end))
+            })
+            .collect();
+        let pages: Vec<_> = gone.into_iter().flat_map(|(start, end)| inner.drop_pages(start, end)).collect();
+        drop((inner, pages));
+    }
+
     fn release(&self, owner: ProgramId) {
         let mut inner = self.inner();
         let mappings: Vec<_> = inner.mappings.extract_if(.., |m| m.owner == owner).collect();
