@@ -1,9 +1,14 @@
 //! /proc and /sys: which names there are. What they hold is in [`process`] and [`machine`]; how
-//! generated files work is in [`node`].
-use alloc::{borrow::Cow, boxed::Box, format, string::String, sync::Arc, vec::Vec};
+//! generated files work is [`fs::pseudo`]'s.
+use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::Ordering;
 
-use fs::{FileKind, FileSystem, FsError, Location, error::FsResult, inode::LinkTarget};
+use fs::{
+    FileKind, FileSystem, FsError, Location,
+    error::FsResult,
+    inode::LinkTarget,
+    pseudo::{self, Content, Entries, Entry, PseudoFs},
+};
 use rt::{rt, task::TaskRef};
 
 use crate::{
@@ -12,23 +17,20 @@ use crate::{
 };
 
 pub mod machine;
-mod node;
 pub mod process;
-
-use node::{GeneratedFs, Kind, Listing};
-
-/// statfs(2): PROC_SUPER_MAGIC, SYSFS_MAGIC.
-const PROC_MAGIC: u64 = 0x9fa0;
-const SYS_MAGIC: u64 = 0x6265_6572;
 
 /// The file system for /proc.
 pub fn proc_file_system() -> Arc<dyn FileSystem> {
-    GeneratedFs::new("proc", PROC_MAGIC, Box::new(ProcRoot))
+    let proc = PseudoFs::new("proc", pseudo::PROC_MAGIC);
+    proc.set_dynamic(Arc::new(ProcRoot));
+    proc
 }
 
 /// The file system for /sys.
 pub fn sys_file_system() -> Arc<dyn FileSystem> {
-    GeneratedFs::new("sysfs", SYS_MAGIC, Box::new(Fixed(SYS)))
+    let sys = PseudoFs::new("sysfs", pseudo::SYSFS_MAGIC);
+    sys.set_dynamic(Arc::new(Fixed(SYS)));
+    sys
 }
 
 // --- directories with fixed names ---
@@ -56,28 +58,53 @@ impl Item {
         }
     }
 
-    fn kind(self) -> Kind {
+    fn entry(self) -> Entry {
         match self {
-            Self::Text(text) => Kind::file(move || Ok(text.as_bytes().to_vec())),
-            Self::Made(make) => Kind::file(move || Ok(make().into_bytes())),
-            Self::Directory(items) => Kind::Directory(Box::new(Fixed(items))),
-            Self::Cpus => Kind::Directory(Box::new(Cpus)),
+            Self::Text(text) => pseudo::fixed(text),
+            Self::Made(make) => file(move || Ok(make().into_bytes())),
+            Self::Directory(items) => pseudo::directory(Arc::new(Fixed(items))),
+            Self::Cpus => pseudo::directory(Arc::new(Cpus)),
             Self::SelfLink => path_link(|| Ok(format!("{}", current()?.pid))),
             Self::ThreadSelfLink => path_link(|| {
                 let tid = with_current_thread(Thread::tid)?;
                 Ok(format!("{}/task/{tid}", current()?.pid))
             }),
-            Self::PathLink(path) => path_link(move || Ok(String::from(path))),
+            Self::PathLink(path) => pseudo::link_to(path),
         }
     }
 }
 
-fn path_link(path: impl Fn() -> FsResult<String> + Send + Sync + 'static) -> Kind {
-    Kind::Link(Box::new(move || {
-        let path = path()?.into_bytes();
-        Ok((path.clone(), LinkTarget::Path(path)))
-    }))
+fn path_link(path: impl Fn() -> FsResult<String> + Send + Sync + 'static) -> Entry {
+    pseudo::link(move || Ok(LinkTarget::Path(path()?.into_bytes())))
 }
+
+/// A file of what `make` gives.
+fn file(make: impl Fn() -> FsResult<Vec<u8>> + Send + Sync + 'static) -> Entry {
+    pseudo::bytes(move |out| {
+        *out = make()?;
+        Ok(())
+    })
+}
+
+/// A file of a program's own that can be written.
+struct Writable {
+    program: Arc<Program>,
+    read: fn(&Program) -> FsResult<String>,
+    write: fn(&Program, &[u8]) -> FsResult<()>,
+}
+
+impl Content for Writable {
+    fn generate(&self, out: &mut Vec<u8>) -> FsResult<()> {
+        *out = (self.read)(&self.program)?.into_bytes();
+        Ok(())
+    }
+
+    fn write(&self, data: &[u8]) -> FsResult<()> {
+        (self.write)(&self.program, data)
+    }
+}
+
+type Each<'a> = &'a mut dyn FnMut(&[u8], FileKind);
 
 fn with_current_thread<T>(each: impl FnOnce(&Thread) -> T) -> FsResult<T> {
     let task = rt().current();
@@ -92,17 +119,18 @@ fn find_item(items: &[(&str, Item)], name: &[u8]) -> Option<Item> {
     items.iter().find(|(known, _)| known.as_bytes() == name).map(|(_, item)| *item)
 }
 
-fn names_of(items: &'static [(&'static str, Item)]) -> Vec<(Cow<'static, [u8]>, FileKind)> {
-    items.iter().map(|(name, item)| (Cow::Borrowed(name.as_bytes()), item.file_kind())).collect()
+fn list_items(items: &[(&str, Item)], each: Each<'_>) {
+    items.iter().for_each(|(name, item)| each(name.as_bytes(), item.file_kind()));
 }
 
-impl Listing for Fixed {
-    fn find(&self, name: &[u8]) -> FsResult<Kind> {
-        find_item(self.0, name).map(Item::kind).ok_or(FsError::NotFound)
+impl Entries for Fixed {
+    fn find(&self, name: &[u8]) -> FsResult<Entry> {
+        find_item(self.0, name).map(Item::entry).ok_or(FsError::NotFound)
     }
 
-    fn names(&self) -> FsResult<Vec<(Cow<'static, [u8]>, FileKind)>> {
-        Ok(names_of(self.0))
+    fn list(&self, each: Each<'_>) -> FsResult<()> {
+        list_items(self.0, each);
+        Ok(())
     }
 }
 
@@ -172,23 +200,23 @@ const PROC_SYS: &[(&str, Item)] = &[
 
 struct ProcRoot;
 
-impl Listing for ProcRoot {
-    fn find(&self, name: &[u8]) -> FsResult<Kind> {
+impl Entries for ProcRoot {
+    fn find(&self, name: &[u8]) -> FsResult<Entry> {
         if let Some(item) = find_item(PROC, name) {
-            return Ok(item.kind());
+            return Ok(item.entry());
         }
         let pid = number(name).ok_or(FsError::NotFound)?;
         // A thread's id leads to its program as well, though it is not listed.
         let program = program::by_pid(pid)
             .or_else(|| program::all().into_iter().find(|program| program.thread(pid).is_some()))
             .ok_or(FsError::NotFound)?;
-        Ok(Kind::Directory(Box::new(ProgramDirectory { program, tid: None })))
+        Ok(pseudo::directory(Arc::new(ProgramDirectory { program, tid: None })))
     }
 
-    fn names(&self) -> FsResult<Vec<(Cow<'static, [u8]>, FileKind)>> {
-        let mut names = names_of(PROC);
-        names.extend(program::all().iter().map(|program| directory_name(program.pid)));
-        Ok(names)
+    fn list(&self, each: Each<'_>) -> FsResult<()> {
+        list_items(PROC, each);
+        list_numbers(program::all().iter().map(|program| program.pid), FileKind::Directory, each);
+        Ok(())
     }
 }
 
@@ -197,8 +225,8 @@ fn number(name: &[u8]) -> Option<u32> {
     text.parse().ok().filter(|_| !text.starts_with(['0', '+']) || text == "0")
 }
 
-fn directory_name(number: u32) -> (Cow<'static, [u8]>, FileKind) {
-    (Cow::Owned(format!("{number}").into_bytes()), FileKind::Directory)
+fn list_numbers(numbers: impl Iterator<Item = u32>, kind: FileKind, each: Each<'_>) {
+    numbers.for_each(|number| each(format!("{number}").as_bytes(), kind));
 }
 
 /// /proc/PID, or with `tid` /proc/PID/task/TID.
@@ -251,9 +279,9 @@ impl ProgramDirectory {
         }
     }
 
-    fn stat(&self) -> Kind {
+    fn stat(&self) -> Entry {
         let (program, tid) = (self.program.clone(), self.tid);
-        Kind::file(move || {
+        file(move || {
             let directory = ProgramDirectory { program: program.clone(), tid };
             Ok(match directory.thread()? {
                 None => process::stat(&program),
@@ -265,148 +293,154 @@ impl ProgramDirectory {
         })
     }
 
-    fn status(&self) -> Kind {
+    fn status(&self) -> Entry {
         let (program, tid) = (self.program.clone(), self.tid);
-        Kind::file(move || {
+        file(move || {
             let task = program.thread(tid.unwrap_or(program.pid));
             Ok(process::status(&program, task.as_ref().and_then(Thread::of)).into_bytes())
         })
     }
 
-    /// Readable, and writable by any thread of the program (prctl(2), PR_SET_NAME).
-    fn comm(&self) -> Kind {
-        let (program, tid) = (self.program.clone(), self.tid.unwrap_or(self.program.pid));
-        let reader = program.clone();
-        Kind::File {
-            render: Box::new(move || {
-                let task = reader.thread(tid).ok_or(FsError::NoProgram)?;
-                let thread = Thread::of(&task).ok_or(FsError::NoProgram)?;
-                Ok((thread.name_string() + "\n").into_bytes())
-            }),
-            store: Some(Box::new(move |bytes| {
-                let task = program.thread(tid).ok_or(FsError::NoProgram)?;
-                let thread = Thread::of(&task).ok_or(FsError::NoProgram)?;
-                thread.set_name(bytes.strip_suffix(b"\n").unwrap_or(bytes));
-                Ok(())
-            })),
-        }
+    /// Writable as well, by any thread of the program (proc(5)).
+    fn comm(&self) -> Entry {
+        let tid = self.tid.unwrap_or(self.program.pid);
+        pseudo::file(Arc::new(Comm { program: self.program.clone(), tid }), 0o644)
     }
 
-    /// Kept and shown; there are no core dumps to filter.
-    fn coredump_filter(&self) -> Kind {
-        let (reader, writer) = (self.program.clone(), self.program.clone());
-        Kind::File {
-            render: Box::new(move || {
-                Ok(format!("{:08x}\n", reader.coredump_filter.load(Ordering::Relaxed)).into_bytes())
-            }),
-            store: Some(Box::new(move |bytes| {
-                let text = core::str::from_utf8(bytes).map_err(|_| FsError::Invalid)?.trim();
-                let value = match text.strip_prefix("0x") {
-                    Some(digits) => u32::from_str_radix(digits, 16),
-                    None => text.parse(),
-                };
-                writer.coredump_filter.store(value.map_err(|_| FsError::Invalid)?, Ordering::Relaxed);
-                Ok(())
-            })),
-        }
+    fn writable(&self, read: fn(&Program) -> FsResult<String>, write: fn(&Program, &[u8]) -> FsResult<()>) -> Entry {
+        pseudo::file(Arc::new(Writable { program: self.program.clone(), read, write }), 0o644)
     }
 
-    /// Kept and shown; memory shortage ends the largest program, whatever it says.
-    fn oom_score_adj(&self) -> Kind {
-        let (reader, writer) = (self.program.clone(), self.program.clone());
-        Kind::File {
-            render: Box::new(move || {
-                Ok(format!("{}\n", reader.oom_score_adj.load(Ordering::Relaxed)).into_bytes())
-            }),
-            store: Some(Box::new(move |bytes| {
-                let text = core::str::from_utf8(bytes).map_err(|_| FsError::Invalid)?.trim();
-                let value: i32 = text.parse().map_err(|_| FsError::Invalid)?;
-                if !(-1000..=1000).contains(&value) {
-                    return Err(FsError::Invalid);
-                }
-                writer.oom_score_adj.store(value, Ordering::Relaxed);
-                Ok(())
-            })),
-        }
-    }
-
-    fn location_link(&self, get: fn(&Program) -> Option<Location>) -> Kind {
+    fn location_link(&self, get: fn(&Program) -> Option<Location>) -> Entry {
         let program = self.program.clone();
-        Kind::Link(Box::new(move || {
-            let location = get(&program).ok_or(FsError::NotFound)?;
-            let root = program.directory.lock().root.clone();
-            Ok((location.path(&root), LinkTarget::Object(location)))
-        }))
+        pseudo::link(move || Ok(LinkTarget::Object(get(&program).ok_or(FsError::NotFound)?)))
     }
 }
 
-impl Listing for ProgramDirectory {
-    fn find(&self, name: &[u8]) -> FsResult<Kind> {
+/// A thread's name.
+struct Comm {
+    program: Arc<Program>,
+    tid: u32,
+}
+
+impl Comm {
+    fn with_thread<T>(&self, each: impl FnOnce(&Thread) -> T) -> FsResult<T> {
+        let task = self.program.thread(self.tid).ok_or(FsError::NoProgram)?;
+        Thread::of(&task).map(each).ok_or(FsError::NoProgram)
+    }
+}
+
+impl Content for Comm {
+    fn generate(&self, out: &mut Vec<u8>) -> FsResult<()> {
+        *out = (self.with_thread(Thread::name_string)? + "\n").into_bytes();
+        Ok(())
+    }
+
+    fn write(&self, data: &[u8]) -> FsResult<()> {
+        self.with_thread(|thread| thread.set_name(data.strip_suffix(b"\n").unwrap_or(data)))
+    }
+}
+
+fn written_text(data: &[u8]) -> FsResult<&str> {
+    core::str::from_utf8(data).map(str::trim).map_err(|_| FsError::Invalid)
+}
+
+/// Kept and shown; there are no core dumps to filter.
+fn read_coredump_filter(program: &Program) -> FsResult<String> {
+    Ok(format!("{:08x}\n", program.coredump_filter.load(Ordering::Relaxed)))
+}
+
+fn write_coredump_filter(program: &Program, data: &[u8]) -> FsResult<()> {
+    let text = written_text(data)?;
+    let value = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    program.coredump_filter.store(value.map_err(|_| FsError::Invalid)?, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Kept and shown; a memory shortage ends the largest program, whatever it says.
+fn read_oom_score_adj(program: &Program) -> FsResult<String> {
+    Ok(format!("{}\n", program.oom_score_adj.load(Ordering::Relaxed)))
+}
+
+fn write_oom_score_adj(program: &Program, data: &[u8]) -> FsResult<()> {
+    let value: i32 = written_text(data)?.parse().map_err(|_| FsError::Invalid)?;
+    if !(-1000..=1000).contains(&value) {
+        return Err(FsError::Invalid);
+    }
+    program.oom_score_adj.store(value, Ordering::Relaxed);
+    Ok(())
+}
+
+impl Entries for ProgramDirectory {
+    fn find(&self, name: &[u8]) -> FsResult<Entry> {
         let program = self.program.clone();
         if let Some((_, text)) = TEXTS.iter().find(|(known, _)| known.as_bytes() == name) {
-            return Ok(Kind::file(move || Ok(text(&program).into_bytes())));
+            return Ok(file(move || Ok(text(&program).into_bytes())));
         }
         if let Some((_, raw)) = RAWS.iter().find(|(known, _)| known.as_bytes() == name) {
-            return Ok(Kind::file(move || Ok(raw(&program))));
+            return Ok(file(move || Ok(raw(&program))));
         }
         Ok(match name {
             b"stat" => self.stat(),
             b"status" => self.status(),
             b"comm" => self.comm(),
-            b"coredump_filter" => self.coredump_filter(),
-            b"oom_score_adj" => self.oom_score_adj(),
+            b"coredump_filter" => self.writable(read_coredump_filter, write_coredump_filter),
+            b"oom_score_adj" => self.writable(read_oom_score_adj, write_oom_score_adj),
             b"exe" => self.location_link(process::exe),
             b"cwd" => self.location_link(|program| Some(program.directory.lock().cwd.clone())),
             b"root" => self.location_link(|program| Some(program.directory.lock().root.clone())),
-            b"fd" => Kind::Directory(Box::new(Descriptors(program))),
-            b"task" if self.tid.is_none() => Kind::Directory(Box::new(Tasks(program))),
+            b"fd" => pseudo::directory(Arc::new(Descriptors(program))),
+            b"task" if self.tid.is_none() => pseudo::directory(Arc::new(Tasks(program))),
             _ => return Err(FsError::NotFound),
         })
     }
 
-    fn names(&self) -> FsResult<Vec<(Cow<'static, [u8]>, FileKind)>> {
-        let mut names: Vec<(Cow<'static, [u8]>, FileKind)> = Vec::new();
-        names.extend(TEXTS.iter().map(|(name, _)| (Cow::Borrowed(name.as_bytes()), FileKind::Regular)));
-        names.extend(RAWS.iter().map(|(name, _)| (Cow::Borrowed(name.as_bytes()), FileKind::Regular)));
+    fn list(&self, each: Each<'_>) -> FsResult<()> {
+        TEXTS.iter().for_each(|(name, _)| each(name.as_bytes(), FileKind::Regular));
+        RAWS.iter().for_each(|(name, _)| each(name.as_bytes(), FileKind::Regular));
         let others = OTHERS.iter().filter(|(name, _)| self.tid.is_none() || *name != "task");
-        names.extend(others.map(|(name, kind)| (Cow::Borrowed(name.as_bytes()), *kind)));
-        Ok(names)
+        others.for_each(|(name, kind)| each(name.as_bytes(), *kind));
+        Ok(())
     }
 }
 
 struct Tasks(Arc<Program>);
 
-impl Listing for Tasks {
-    fn find(&self, name: &[u8]) -> FsResult<Kind> {
+impl Entries for Tasks {
+    fn find(&self, name: &[u8]) -> FsResult<Entry> {
         let tid = number(name).filter(|tid| self.0.thread(*tid).is_some()).ok_or(FsError::NotFound)?;
-        Ok(Kind::Directory(Box::new(ProgramDirectory { program: self.0.clone(), tid: Some(tid) })))
+        Ok(pseudo::directory(Arc::new(ProgramDirectory { program: self.0.clone(), tid: Some(tid) })))
     }
 
-    fn names(&self) -> FsResult<Vec<(Cow<'static, [u8]>, FileKind)>> {
-        Ok(self.0.thread_ids().into_iter().map(directory_name).collect())
+    fn list(&self, each: Each<'_>) -> FsResult<()> {
+        list_numbers(self.0.thread_ids().into_iter(), FileKind::Directory, each);
+        Ok(())
     }
 }
 
 /// /proc/PID/fd: links straight to the open files.
 struct Descriptors(Arc<Program>);
 
-impl Listing for Descriptors {
-    fn find(&self, name: &[u8]) -> FsResult<Kind> {
+impl Entries for Descriptors {
+    fn find(&self, name: &[u8]) -> FsResult<Entry> {
         let fd = number(name).ok_or(FsError::NotFound)?;
         let program = self.0.clone();
         if program.files.lock().get(fd).is_none() {
             return Err(FsError::NotFound);
         }
-        Ok(Kind::Link(Box::new(move || {
+        Ok(pseudo::link(move || {
             let file = program.files.lock().get(fd).cloned().ok_or(FsError::NotFound)?;
-            let root = program.directory.lock().root.clone();
-            Ok((file.path(&root), LinkTarget::Object(Location::of_file(&file))))
-        })))
+            Ok(LinkTarget::Object(Location::of_file(&file)))
+        }))
     }
 
-    fn names(&self) -> FsResult<Vec<(Cow<'static, [u8]>, FileKind)>> {
+    fn list(&self, each: Each<'_>) -> FsResult<()> {
         let open: Vec<u32> = self.0.files.lock().open().map(|(fd, _)| fd).collect();
-        Ok(open.into_iter().map(|fd| (Cow::Owned(format!("{fd}").into_bytes()), FileKind::Symlink)).collect())
+        list_numbers(open.into_iter(), FileKind::Symlink, each);
+        Ok(())
     }
 }
 
@@ -442,25 +476,24 @@ const CPU_LISTS: [&str; 3] = ["online", "possible", "present"];
 /// /sys/devices/system/cpu.
 struct Cpus;
 
-impl Listing for Cpus {
-    fn find(&self, name: &[u8]) -> FsResult<Kind> {
+impl Entries for Cpus {
+    fn find(&self, name: &[u8]) -> FsResult<Entry> {
         if CPU_LISTS.iter().any(|list| list.as_bytes() == name) {
-            return Ok(Kind::file(|| Ok((machine::cpu_list() + "\n").into_bytes())));
+            return Ok(file(|| Ok((machine::cpu_list() + "\n").into_bytes())));
         }
         if name == b"offline" {
-            return Ok(Kind::file(|| Ok(b"\n".to_vec())));
+            return Ok(pseudo::fixed("\n"));
         }
         let cpu = name.strip_prefix(b"cpu").and_then(number);
         cpu.filter(|cpu| (*cpu as usize) < rt().cpu_count()).ok_or(FsError::NotFound)?;
-        Ok(Item::Directory(&[]).kind())
+        Ok(Item::Directory(&[]).entry())
     }
 
-    fn names(&self) -> FsResult<Vec<(Cow<'static, [u8]>, FileKind)>> {
-        let mut names: Vec<(Cow<'static, [u8]>, FileKind)> =
-            CPU_LISTS.iter().map(|list| (Cow::Borrowed(list.as_bytes()), FileKind::Regular)).collect();
-        names.push((Cow::Borrowed(b"offline"), FileKind::Regular));
-        names.extend((0..rt().cpu_count()).map(|cpu| (Cow::Owned(format!("cpu{cpu}").into_bytes()), FileKind::Directory)));
-        Ok(names)
+    fn list(&self, each: Each<'_>) -> FsResult<()> {
+        CPU_LISTS.iter().for_each(|list| each(list.as_bytes(), FileKind::Regular));
+        each(b"offline", FileKind::Regular);
+        (0..rt().cpu_count()).for_each(|cpu| each(format!("cpu{cpu}").as_bytes(), FileKind::Directory));
+        Ok(())
     }
 }
 
@@ -478,11 +511,12 @@ mod tests {
 
     #[test]
     fn fixed_directories_find_what_they_list() {
-        let Kind::Directory(vm) = find_item(PROC_SYS, b"vm").unwrap().kind() else { panic!() };
-        for (name, kind) in vm.names().unwrap() {
+        let Entry::Directory { entries: vm, .. } = find_item(PROC_SYS, b"vm").unwrap().entry() else { panic!() };
+        vm.list(&mut |name, kind| {
             assert_eq!(kind, FileKind::Regular);
-            assert!(matches!(vm.find(&name), Ok(Kind::File { .. })));
-        }
+            assert!(matches!(vm.find(name), Ok(Entry::File { .. })));
+        })
+        .unwrap();
         assert!(matches!(vm.find(b"nothing"), Err(FsError::NotFound)));
     }
 }
