@@ -28,6 +28,9 @@ use crate::cpu::{
 
 const CACHE: usize = 64;
 const CACHE_REFILL: usize = 32;
+/// Bounds of the kernel's reserve: a 64th of memory in between. In frames.
+const LEAST_RESERVE: u64 = 256;
+const MOST_RESERVE: u64 = 4096;
 /// Pages asked of the cache's owner when memory runs out.
 const RECLAIM_PAGES: usize = 64;
 
@@ -51,6 +54,8 @@ static RECORDS: AtomicPtr<FrameRecord> = AtomicPtr::new(ptr::null_mut());
 static FIRST_FRAME: AtomicU64 = AtomicU64::new(0);
 static FRAME_COUNT: AtomicU64 = AtomicU64::new(0);
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
+/// Frames that only the kernel itself may take.
+static RESERVE: AtomicU64 = AtomicU64::new(0);
 static RECLAIMER: Once<fn(usize) -> usize> = Once::new();
 
 /// Gives the allocator the physical ranges in `ram`, less what early boot took and `reserved` (both
@@ -80,6 +85,7 @@ pub fn init(ram: &[(u64, u64)], reserved: &[(u64, u64)]) {
         holes.each_free(range, |start, end| buddy.add_range(start / PAGE, (end - start) / PAGE));
     }
     TOTAL.store(buddy.total_frames() as usize, Ordering::Relaxed);
+    RESERVE.store((buddy.total_frames() / 64).clamp(LEAST_RESERVE, MOST_RESERVE), Ordering::Relaxed);
     *BUDDY.lock() = Some(buddy);
 }
 
@@ -144,12 +150,27 @@ fn with_cache<T>(with: impl FnOnce(&mut Cache) -> T) -> T {
     with(unsafe { &mut (*CACHES.0.get())[cpu] })
 }
 
-/// A frame with reference count 1. Its physical address is the result.
+/// A frame with reference count 1, for the kernel itself: it may come from the reserve. Its physical
+/// address is the result.
 pub fn take(zeroed: bool) -> Result<u64, OutOfFrames> {
+    take_above(0, zeroed)
+}
+
+/// A frame for an application's page or a file's: never from the reserve, so that the kernel can still
+/// make the page tables and objects that reclaim and the end of a program need.
+pub fn take_page(zeroed: bool) -> Result<u64, OutOfFrames> {
+    take_above(RESERVE.load(Ordering::Relaxed), zeroed)
+}
+
+/// Takes a frame, if the buddy allocator keeps at least `reserve` of them.
+fn take_above(reserve: u64, zeroed: bool) -> Result<u64, OutOfFrames> {
     let frame = with_cache(|cache| {
         if cache.count == 0 {
             let mut buddy = BUDDY.lock();
             let buddy = buddy.as_mut().ok_or(OutOfFrames)?;
+            if buddy.free_frames() <= reserve {
+                return Err(OutOfFrames);
+            }
             while cache.count < CACHE_REFILL {
                 let Some(number) = buddy.alloc(0) else { break };
                 cache.frames[cache.count] = number * PAGE;

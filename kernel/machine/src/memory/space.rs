@@ -263,7 +263,7 @@ trait AllocNow: Sized {
 
 impl AllocNow for Page {
     fn alloc_now(zeroed: bool) -> Result<Self, Refused> {
-        frames::take(zeroed).map(|frame| Page::from_id(PageId(frame))).map_err(|_| Refused::OutOfMemory)
+        frames::take_page(zeroed).map(|frame| Page::from_id(PageId(frame))).map_err(|_| Refused::OutOfMemory)
     }
 }
 

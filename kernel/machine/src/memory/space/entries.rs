@@ -103,7 +103,7 @@ pub fn resolve_present(vma: &Vma<Source>, address: u64, access: Access) -> Resul
         release(entry, address);
         return Ok(false);
     }
-    let copy = frames::take(false).map_err(|_| Refused::OutOfMemory)?;
+    let copy = frames::take_page(false).map_err(|_| Refused::OutOfMemory)?;
     let old = value & ADDRESS_MASK;
     frames::copy(old, copy);
     write(entry, copy | rights(vma.prot) | PRIVATE);
