@@ -26,9 +26,9 @@ pub mod memory;
 pub mod names;
 pub mod open;
 pub mod poll;
-pub mod socketpair;
 pub mod special;
 pub mod stat;
+pub mod unix;
 
 /// The open file of a descriptor.
 pub fn get(cx: &Ctx<'_>, fd: Fd) -> SysResult<Arc<OpenFile>> {

@@ -208,7 +208,7 @@ mod tests {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
     }
 
-    /// The offsets that `offsetof` gives with Linux' own headers (see tests/signal_frame_layout.c).
+    /// Offsets of `struct ucontext` and `gregset_t` in the C headers (sys/ucontext.h).
     #[test]
     fn fields_lie_where_the_abi_says() {
         let bytes = context().ucontext();

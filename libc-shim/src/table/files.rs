@@ -13,7 +13,7 @@ use crate::{
         },
         names::{EpollOp, FadviseAdvice, FcntlOp, IoctlOp, SocketFamily, Whence},
     },
-    files::{self, attributes, descriptor, epoll, io, names, open, poll, socketpair, special, stat},
+    files::{self, attributes, descriptor, epoll, io, names, open, poll, special, stat, unix},
     limits, system, unsupported,
 };
 
@@ -42,21 +42,21 @@ pub const ROWS: &[Row] = rows! {
     32 dup(fd: Fd) => open::dup, Full;
     33 dup2(old: Fd, new: Fd) => open::dup2, Full;
     40 sendfile(out: Fd, input: Fd, offset: Addr, count: u64) => io::sendfile, Full;
-    41 socket(family: SocketFamily, kind: i32, protocol: i32) => unsupported::no_family, No(SOCKETS);
-    42 connect(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    43 accept(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    44 sendto(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    45 recvfrom(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    46 sendmsg(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    47 recvmsg(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    48 shutdown(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    49 bind(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    50 listen(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    51 getsockname(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    52 getpeername(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    53 socketpair(family: SocketFamily, kind: i32, protocol: i32, out: Addr) => socketpair::socketpair, Partial("AF_UNIX streams, for read, write and poll");
-    54 setsockopt(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
-    55 getsockopt(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
+    41 socket(family: SocketFamily, kind: i32, protocol: i32) => unix::socket, Partial("AF_UNIX, without bind and listen; other families: EAFNOSUPPORT");
+    42 connect(fd: Fd, address: Addr, len: u32) => unix::connect, Partial("nobody listens: ECONNREFUSED or ENOENT");
+    43 accept(fd: Fd) => unix::unsupported, No(SOCKETS);
+    44 sendto(fd: Fd) => unix::unsupported, No(SOCKETS);
+    45 recvfrom(fd: Fd) => unix::unsupported, No(SOCKETS);
+    46 sendmsg(fd: Fd) => unix::unsupported, No(SOCKETS);
+    47 recvmsg(fd: Fd) => unix::unsupported, No(SOCKETS);
+    48 shutdown(fd: Fd) => unix::unsupported, No(SOCKETS);
+    49 bind(fd: Fd) => unix::unsupported, No(SOCKETS);
+    50 listen(fd: Fd) => unix::unsupported, No(SOCKETS);
+    51 getsockname(fd: Fd) => unix::unsupported, No(SOCKETS);
+    52 getpeername(fd: Fd) => unix::unsupported, No(SOCKETS);
+    53 socketpair(family: SocketFamily, kind: i32, protocol: i32, out: Addr) => unix::socketpair, Partial("AF_UNIX streams, for read, write and poll");
+    54 setsockopt(fd: Fd) => unix::unsupported, No(SOCKETS);
+    55 getsockopt(fd: Fd) => unix::unsupported, No(SOCKETS);
     72 fcntl(fd: Fd, op: FcntlOp, argument: Hex) => descriptor::fcntl, Partial("record locks are granted while one program runs; no F_SETOWN, F_SETSIG, leases, seals, pipe sizes, open-file locks");
     73 flock(fd: Fd, op: FlockOp) => descriptor::flock, Full;
     74 fsync(fd: Fd) => io::fsync, Full;
@@ -127,7 +127,7 @@ pub const ROWS: &[Row] = rows! {
     281 epoll_pwait(epoll: Fd, events: Addr, max: i32, timeout_ms: i32, mask: Addr, set_bytes: u64) => epoll::epoll_pwait, Partial("as epoll_wait");
     284 eventfd(initial: u32) => special::eventfd, Full;
     285 fallocate(fd: Fd, mode: AllocateFlags, offset: i64, len: i64) => attributes::fallocate, Partial("no COLLAPSE_RANGE, INSERT_RANGE");
-    288 accept4(fd: Fd) => unsupported::not_a_socket, No(SOCKETS);
+    288 accept4(fd: Fd) => unix::unsupported, No(SOCKETS);
     290 eventfd2(initial: u32, flags: EventFlags) => special::eventfd2, Full;
     291 epoll_create1(flags: EpollFlags) => epoll::epoll_create1, Full;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => open::dup3, Full;
