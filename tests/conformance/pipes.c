@@ -85,7 +85,7 @@ static void socket_pairs(void)
 {
     int pair[2];
     char bytes[16];
-    CHECK("socketpair", socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+    NEED(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
     CHECK("carries data one way", write(pair[0], "abc", 3) == 3 && read(pair[1], bytes, 16) == 3);
     CHECK("and the other", write(pair[1], "de", 2) == 2 && read(pair[0], bytes, 16) == 2);
     CHECK("one direction is shut down", shutdown(pair[0], SHUT_WR) == 0 && read(pair[1], bytes, 16) == 0);
