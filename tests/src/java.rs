@@ -41,6 +41,8 @@ pub fn add(suite: &mut Suite) {
         }
     }
     for jdk in JDKS {
+        let slice = if jdk == 17 { Slice::Default } else { Slice::Full };
+        suite.add(slice, format!("java/{jdk}/exact-repeats"), move || exact(jdk));
         suite.add(Slice::Full, format!("java/{jdk}/{SOAK}-boots"), move || soak(jdk));
     }
 }
@@ -170,6 +172,38 @@ fn in_machine(name: &str, jdk: u32, cpus: u32) -> Verdict {
     match run {
         Ok((app, run)) => app.judge(&run, &app.console),
         Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// One seed gives one run, to the instruction; another seed the same output.
+fn exact(jdk: u32) -> Verdict {
+    let mut stamps = Vec::new();
+    for seed in ["1", "1", "2"] {
+        let run = App::read("hello").and_then(|app| {
+            let mut command = limited("build/demitasse".into());
+            command.args(["run", "--exact", "--timing", "--loglevel", "error", "--jdk", &jdk.to_string()]);
+            command.args(["--seed", seed]).arg(&app.jar);
+            output(&mut command).map(|run| (app, run))
+        });
+        let (app, run) = match run {
+            Ok(run) => run,
+            Err(why) => return Verdict::Failed(why),
+        };
+        match app.judge(&run, &app.console) {
+            Verdict::Passed => {}
+            failed => return failed,
+        }
+        let reported = String::from_utf8_lossy(&run.stderr).into_owned();
+        let stamp = reported.lines().find_map(|line| line.strip_prefix("time stamp counter at power-off: "));
+        match stamp {
+            Some(stamp) => stamps.push(stamp.to_owned()),
+            None => return Verdict::Failed(format!("no time stamp was reported\n{}", guest::tail(&run.stderr))),
+        }
+    }
+    if stamps[0] == stamps[1] {
+        Verdict::Passed
+    } else {
+        Verdict::Failed(format!("two runs with one seed ended at time stamps {} and {}", stamps[0], stamps[1]))
     }
 }
 
