@@ -40,6 +40,7 @@ pub fn run(options: &RunOptions) -> Result<u8, Failure> {
     machine.stdin = Stdin::Inherited;
     machine.boot.seed = options.seed;
     machine.boot.strace = options.strace;
+    machine.boot.timing = options.timing;
     let given_as = if options.exact { ImageAs::Module } else { ImageAs::Disk };
     check_module_fits(&image, given_as, machine.memory_bytes)?;
     machine.image = Some(Image { path: image, given_as });

@@ -6,7 +6,7 @@ extern crate alloc;
 
 mod root;
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 use abi::{BootConfig, LogLevel};
 use logic::acpi::Acpi;
@@ -32,7 +32,9 @@ static BOOT: Once<Boot> = Once::new();
 fn kernel_main(info: BootInfo) -> ! {
     let config = BootConfig::parse(&info.command_line).unwrap_or_else(|error| boot::malformed(format_args!("{error}")));
     console::set_level(level(config.log_level));
+    let counter_at_entry = machine::time::counter();
     boot::init_time(config.exact, config.seed);
+    phase_at(&config, "kernel", counter_at_entry);
     let firmware = boot::firmware::read(&info);
     boot::firmware::apply(&firmware);
     console::enable_input(&firmware);
@@ -40,6 +42,7 @@ fn kernel_main(info: BootInfo) -> ! {
     let processors: Vec<u32> = firmware.cpus.iter().filter(|cpu| cpu.enabled).map(|cpu| cpu.apic_id).collect();
     cpu::smp::start(&processors);
     machine::memory::paging::drop_identity(cpu::smp::IDENTITY_END);
+    phase(&config, "processors");
     tasks::start_reaper();
     BOOT.call_once(|| Boot { config, module: info.module, firmware });
     let spec = TaskSpec { name: String::from("main"), start: Start::Kernel(first_task, 0), extension: None, affinity: u64::MAX, nice: 0 };
@@ -85,6 +88,7 @@ fn first_task(_: usize) {
         Ok(vfs) => vfs,
         Err(error) => boot::malformed(format_args!("{error}")),
     };
+    phase(&boot.config, "root");
     if boot.config.stdin == abi::ConsoleInput::Pipe {
         // A program feeds the console: no echo, no keyboard signals.
         let console = fs::console::Console::get();
@@ -92,5 +96,18 @@ fn first_task(_: usize) {
     }
     if let Err(error) = libc_shim::start_init(&boot.config, vfs) {
         boot::malformed(format_args!("{error}"));
+    }
+    phase(&boot.config, "init");
+}
+
+/// Reports that a boot phase is reached, if the host asked for it.
+fn phase(config: &BootConfig, name: &str) {
+    phase_at(config, name, machine::time::counter());
+}
+
+fn phase_at(config: &BootConfig, name: &str, tsc: u64) {
+    if config.timing {
+        let frame = abi::control::Frame::Phase { name, ns: machine::time::ticks_to_ns(tsc), tsc };
+        console::write(format!("{frame}").as_bytes());
     }
 }

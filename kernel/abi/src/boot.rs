@@ -36,6 +36,8 @@ pub struct BootConfig {
     pub seed: Option<u64>,
     /// Print each system call.
     pub strace: bool,
+    /// Report boot phases by control frames.
+    pub timing: bool,
     /// Wall clock at boot, nanoseconds since 1970 UTC, for machines without a real-time clock.
     pub epoch_ns: Option<u64>,
     /// Run this built-in kernel test (`all`: each of them) instead of `init`.
@@ -142,6 +144,7 @@ impl BootConfig {
             "loglevel" => self.log_level = value_or(LogLevel::WANTED)?.parse().map_err(bad)?,
             "exact" => self.exact = flag()?,
             "strace" => self.strace = flag()?,
+            "timing" => self.timing = flag()?,
             "seed" => self.seed = Some(number(value).ok_or_else(|| bad("a number below 2^64"))?),
             "epoch_ns" => self.epoch_ns = Some(number(value).ok_or_else(|| bad("nanoseconds since 1970"))?),
             "test" => {
@@ -175,7 +178,7 @@ impl BootConfig {
         if self.log_level != LogLevel::default() {
             line.word(&format!("loglevel={}", self.log_level.name()));
         }
-        for (set, name) in [(self.exact, "exact"), (self.strace, "strace")] {
+        for (set, name) in [(self.exact, "exact"), (self.strace, "strace"), (self.timing, "timing")] {
             if set {
                 line.word(name);
             }
@@ -355,6 +358,7 @@ mod tests {
             exact: true,
             seed: Some(u64::MAX),
             strace: true,
+            timing: true,
             epoch_ns: Some(1_700_000_000_000_000_000),
             test: Some("paging".into()),
             mmio_devices: alloc::vec![MmioDevice { size_bytes: 512, base: 0xfeb0_0e00, irq: 5 }],
