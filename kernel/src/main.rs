@@ -10,7 +10,12 @@ use alloc::{format, string::String, vec::Vec};
 
 use abi::{BootConfig, LogLevel};
 use logic::acpi::Acpi;
-use machine::{boot::{self, BootInfo}, console, cpu, drivers::power, tasks};
+use machine::{
+    boot::{self, BootInfo},
+    console, cpu,
+    drivers::power,
+    tasks,
+};
 use rt::task::{Start, TaskSpec};
 use spin::Once;
 
@@ -45,7 +50,13 @@ fn kernel_main(info: BootInfo) -> ! {
     phase(&config, "processors");
     tasks::start_reaper();
     BOOT.call_once(|| Boot { config, module: info.module, firmware });
-    let spec = TaskSpec { name: String::from("main"), start: Start::Kernel(first_task, 0), extension: None, affinity: u64::MAX, nice: 0 };
+    let spec = TaskSpec {
+        name: String::from("main"),
+        start: Start::Kernel(first_task, 0),
+        extension: None,
+        affinity: u64::MAX,
+        nice: 0,
+    };
     if tasks::spawn(spec, &mut |_| ()).is_err() {
         boot::malformed(format_args!("too little memory for the first task"));
     }

@@ -29,9 +29,11 @@ pub fn device(root: Option<Root>, module: Option<(u64, u64)>) -> Result<Arc<dyn 
 
 /// Mounts the image on `device` and what belongs over it.
 pub fn mount(device: Arc<dyn BlockDevice>) -> Result<Arc<Vfs>, MountError> {
-    let image = Erofs::open(device).map_err(|error| -> MountError { format!("the image is no EROFS file system: {error:?}").into() })?;
+    let image = Erofs::open(device)
+        .map_err(|error| -> MountError { format!("the image is no EROFS file system: {error:?}").into() })?;
     let (total, _) = rt().memory_bytes();
-    let changes = TmpFs::over(&*image, total / 2).map_err(|error| -> MountError { format!("the image's root: {error:?}").into() })?;
+    let changes = TmpFs::over(&*image, total / 2)
+        .map_err(|error| -> MountError { format!("the image's root: {error:?}").into() })?;
     let vfs = Vfs::new(changes, MountSpec::new("image"));
     let attach = |path: &str, file_system: fs::FsResult<Arc<TmpFs>>| {
         file_system

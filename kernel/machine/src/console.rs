@@ -16,7 +16,10 @@ use rt::{
 use logic::acpi::Acpi;
 
 use crate::{
-    cpu::{apic, ioapic, irq, lock::{IrqSpin, IrqSpinGuard}},
+    cpu::{
+        apic, ioapic, irq,
+        lock::{IrqSpin, IrqSpinGuard},
+    },
     drivers::serial,
 };
 

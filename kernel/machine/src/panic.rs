@@ -127,7 +127,10 @@ fn rust_panic(info: &PanicInfo<'_>) -> ! {
 #[cold]
 pub fn out_of_heap(layout: Layout) -> ! {
     begin();
-    print_raw(format_args!("\ndemitasse: the kernel is out of memory ({} bytes asked for); give the VM more\n", layout.size()));
+    print_raw(format_args!(
+        "\ndemitasse: the kernel is out of memory ({} bytes asked for); give the VM more\n",
+        layout.size()
+    ));
     end(format_args!("kernel out of memory"), abi::exit::OUT_OF_MEMORY)
 }
 
@@ -137,7 +140,10 @@ pub fn exception(frame: &TrapFrame, cause: &str) -> ! {
     let index = if percpu::ready() { percpu::this_cpu().index.get() } else { 0 };
     let name = vector_name(frame.vector);
     let address = x86_64::registers::control::Cr2::read_raw();
-    print_raw(format_args!("\ndemitasse: kernel panic on CPU {index}: {cause}: {name}, error {:#x}, cr2 {address:#x}\n", frame.error));
+    print_raw(format_args!(
+        "\ndemitasse: kernel panic on CPU {index}: {cause}: {name}, error {:#x}, cr2 {address:#x}\n",
+        frame.error
+    ));
     print_registers(frame);
     backtrace(Some(frame.rip), frame.rbp);
     end(format_args!("{cause}: {name} at {:#x}, cr2 {address:#x}", frame.rip), abi::exit::PANIC)
@@ -190,7 +196,7 @@ fn print_frame(number: usize, address: u64) {
 
 /// True if `address` may be read as a saved frame: in the stack window, the image or the direct map.
 fn readable(address: u64) -> bool {
-    let kernel_half = address >= DIRECT_MAP && address < u64::MAX - 64;
+    let kernel_half = (DIRECT_MAP..u64::MAX - 64).contains(&address);
     kernel_half && address.is_multiple_of(8) && paging::is_mapped(address) && paging::is_mapped(address + 15)
 }
 

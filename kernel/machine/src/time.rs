@@ -36,7 +36,7 @@ pub fn counter() -> u64 {
 }
 
 fn scale(value: u64, factor: u64) -> u64 {
-    (u128::from(value) * u128::from(factor) >> 32) as u64
+    ((u128::from(value) * u128::from(factor)) >> 32) as u64
 }
 
 /// Monotonic nanoseconds since boot.

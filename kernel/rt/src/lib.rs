@@ -31,7 +31,7 @@ use spin::Once;
 use page::{OutOfFrames, PageId};
 use regs::TrapFrame;
 use space::AddressSpace;
-use task::{AppFault, Parked, ParkMode, TaskRef, TaskSpec};
+use task::{AppFault, ParkMode, Parked, TaskRef, TaskSpec};
 use user::{BadAddress, UserMemory};
 
 /// What a machine offers to the services above it. One implementation per process: see [`init`].

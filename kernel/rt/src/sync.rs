@@ -247,7 +247,8 @@ impl<T> Mutex<T> {
     }
 
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.take().then(|| MutexGuard { cell: self.cell.lock(), _owner: Owner { held: &self.held, queue: &self.queue } })
+        self.take()
+            .then(|| MutexGuard { cell: self.cell.lock(), _owner: Owner { held: &self.held, queue: &self.queue } })
     }
 
     fn take(&self) -> bool {

@@ -109,11 +109,12 @@ fn map_memory(pvh: &pvh::Pvh) {
         .map(|range| range.1)
         .expect("the kernel lies in RAM");
     // Early memory ends below a module that was put above the kernel.
-    let early_end = pvh.module.map_or(usable_end, |module| if module.0 >= image_end { module.0.min(usable_end) } else { usable_end });
+    let early_end = pvh
+        .module
+        .map_or(usable_end, |module| if module.0 >= image_end { module.0.min(usable_end) } else { usable_end });
     early::init(image_end, early_end);
     let segments = segments();
-    let with_low: Vec<(u64, u64)> =
-        core::iter::once((0, smp::IDENTITY_END)).chain(pvh.ram.iter().copied()).collect();
+    let with_low: Vec<(u64, u64)> = core::iter::once((0, smp::IDENTITY_END)).chain(pvh.ram.iter().copied()).collect();
     paging::build(&segments, &with_low, smp::IDENTITY_END);
     let reserved: Vec<(u64, u64)> = pvh.module.into_iter().collect();
     frames::init(&pvh.ram, &reserved);

@@ -23,7 +23,7 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> (u32, u32, u32, u32) {
 pub fn enable() {
     let (max_leaf, ..) = cpuid(0, 0);
     let (_, _, leaf1_ecx, _) = cpuid(1, 0);
-    let mut cr4 = Cr4::read();
+    let mut cr4 = Cr4::read() | Cr4Flags::PAGE_GLOBAL;
     // SAFETY: page tables hold for kernel text; GLOBAL only changes what later flushes keep, and no
     // entry has the G bit before this.
     unsafe {

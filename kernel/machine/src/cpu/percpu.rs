@@ -64,6 +64,12 @@ static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(ptr::null_m
 static ONLINE: AtomicUsize = AtomicUsize::new(0);
 static READY: AtomicU32 = AtomicU32::new(0);
 
+impl Default for PerCpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl PerCpu {
     pub const fn new() -> Self {
         Self {

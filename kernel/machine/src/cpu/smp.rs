@@ -5,7 +5,11 @@ use core::ptr;
 
 use x86_64::instructions::interrupts;
 
-use super::{apic, features, percpu::{self, PerCpu}, tables};
+use super::{
+    apic, features,
+    percpu::{self, PerCpu},
+    tables,
+};
 use crate::{
     memory::{paging, stacks, tlb},
     tasks, time,

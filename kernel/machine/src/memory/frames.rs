@@ -62,7 +62,7 @@ static RECLAIMER: Once<fn(usize) -> usize> = Once::new();
 /// sorted or not). Ends early allocation.
 pub fn init(ram: &[(u64, u64)], reserved: &[(u64, u64)]) {
     // The buddy allocator wants its largest block's alignment.
-    let first = ram.iter().map(|range| range.0).min().unwrap_or(0) / PAGE & !((1 << logic::buddy::MAX_ORDER) - 1);
+    let first = (ram.iter().map(|range| range.0).min().unwrap_or(0) / PAGE) & !((1 << logic::buddy::MAX_ORDER) - 1);
     let last = ram.iter().map(|range| range.1).max().unwrap_or(0) / PAGE;
     let count = last - first;
     let links_at = early::take(count * size_of::<FrameLink>() as u64);
@@ -291,4 +291,3 @@ pub fn set_reclaimer(reclaimer: fn(usize) -> usize) {
 pub fn reclaim() -> bool {
     RECLAIMER.get().is_some_and(|reclaim| reclaim(RECLAIM_PAGES) > 0)
 }
-

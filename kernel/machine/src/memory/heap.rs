@@ -168,7 +168,8 @@ unsafe impl GlobalAlloc for KernelHeap {
             return EARLY.lock().allocate_first_fit(layout).map_or(ptr::null_mut(), |p| p.as_ptr());
         }
         let Some(class) = class_of(layout) else {
-            return frames::take_run(order_of(layout)).map_or(ptr::null_mut(), |frame| paging::direct(frame) as *mut u8);
+            return frames::take_run(order_of(layout))
+                .map_or(ptr::null_mut(), |frame| paging::direct(frame) as *mut u8);
         };
         with_magazine(class, |magazine| {
             if magazine.count == 0 {

@@ -176,7 +176,8 @@ pub fn drop_identity(low_end: u64) {
             unsafe { entry.write_volatile(0) };
         }
     }
-    super::tlb::flush_everywhere_global();
+    // These entries are not global: an ordinary shootdown reaches them.
+    super::tlb::shoot_down(0, low_end);
 }
 
 fn walker() -> Builder {

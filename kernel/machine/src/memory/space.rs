@@ -17,7 +17,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use logic::vma::{Backing, Vma, VmaFlags, VmaTree};
 use rt::{
     page::{Page, PageId},
-    space::{AddressSpace, FileMapping, Footprint, MapRequest, Pager, PagerError, Placement, ProgramId, Prot, Region, SpaceError},
+    space::{
+        AddressSpace, FileMapping, Footprint, MapRequest, Pager, PagerError, Placement, ProgramId, Prot, Region,
+        SpaceError,
+    },
     sync::SpinLock,
 };
 
@@ -50,7 +53,9 @@ impl Backing for Source {
     fn advanced(&self, pages: u64) -> Self {
         match self {
             Self::Anonymous => Self::Anonymous,
-            Self::File(file) => Self::File(FileMapping { pager: file.pager.clone(), first_page: file.first_page + pages }),
+            Self::File(file) => {
+                Self::File(FileMapping { pager: file.pager.clone(), first_page: file.first_page + pages })
+            }
         }
     }
 
@@ -180,7 +185,8 @@ impl Space {
         match copy {
             Some(copy) => entries::install(address, copy, vma.prot, PRIVATE, Use::Now)?,
             None => {
-                let prot = if needs.shared && access == Access::Write { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
+                let prot =
+                    if needs.shared && access == Access::Write { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
                 entries::install(address, page, prot, 0, Use::Now)?;
                 map_around(vma, address, needs);
             }
@@ -191,11 +197,14 @@ impl Space {
     fn place(&self, tree: &mut VmaTree<Source>, owner: ProgramId, request: &MapRequest) -> Result<u64, SpaceError> {
         let len = request.len;
         let in_bounds = |start: u64| {
-            start.is_multiple_of(PAGE) && start >= APPLICATION_START && start.checked_add(len).is_some_and(|end| end <= APPLICATION_END)
+            start.is_multiple_of(PAGE)
+                && start >= APPLICATION_START
+                && start.checked_add(len).is_some_and(|end| end <= APPLICATION_END)
         };
         let anywhere = |tree: &mut VmaTree<Source>| {
             let top = self.mmap_top.load(Ordering::Relaxed);
-            tree.find_gap(len, PAGE, LOW_END, top, true).or_else(|| tree.find_gap(len, PAGE, top, APPLICATION_END, false))
+            tree.find_gap(len, PAGE, LOW_END, top, true)
+                .or_else(|| tree.find_gap(len, PAGE, top, APPLICATION_END, false))
         };
         match request.placement {
             Placement::Anywhere => anywhere(tree).ok_or(SpaceError::NoMemory),
@@ -211,7 +220,11 @@ impl Space {
             }
             Placement::FixedNoReplace(start) if !in_bounds(start) => Err(out_of_bounds(start)),
             Placement::FixedNoReplace(start) => {
-                if tree.is_free(start, start + len) { Ok(start) } else { Err(SpaceError::Exists) }
+                if tree.is_free(start, start + len) {
+                    Ok(start)
+                } else {
+                    Err(SpaceError::Exists)
+                }
             }
             Placement::Fixed(start) if !in_bounds(start) => Err(out_of_bounds(start)),
             Placement::Fixed(start) => {
@@ -381,7 +394,12 @@ impl AddressSpace for Space {
         if vma.end < old_end {
             return Err(SpaceError::NotMapped);
         }
-        let grown = |at: u64, from: &Vma<Source>| Vma { start: at, end: at + new_len, backing: from.backing_at(start), ..from.clone() };
+        let grown = |at: u64, from: &Vma<Source>| Vma {
+            start: at,
+            end: at + new_len,
+            backing: from.backing_at(start),
+            ..from.clone()
+        };
         if new_address.is_none() && vma.end == old_end {
             let end = start + new_len;
             if end <= APPLICATION_END && tree.is_free(old_end, end) {

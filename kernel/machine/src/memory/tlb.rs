@@ -9,18 +9,21 @@
 //! ([`leave_idle`]). That is sound because page-table pages are never freed while they could be walked
 //! and kernel mappings never change after boot; whoever changes that must interrupt idle CPUs too.
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use x86_64::instructions::interrupts;
-use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
+use x86_64::registers::control::Cr3;
 
 use super::paging::PAGE;
-use crate::cpu::{apic, lock::InterruptsOff, percpu};
+use crate::cpu::{apic, percpu};
 
 /// More pages than this: flush everything rather than page by page.
 const FLUSH_ALL_ABOVE: u64 = 32;
 
 static REQUESTED: AtomicU64 = AtomicU64::new(0);
+/// The range of the request that is being served. Written before `REQUESTED` grows, and not again
+/// before every CPU that was interrupted has acknowledged.
+static RANGE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static BUSY: AtomicBool = AtomicBool::new(false);
 static ACKNOWLEDGED: [AtomicU64; percpu::MAX_CPUS] = [const { AtomicU64::new(0) }; percpu::MAX_CPUS];
 
@@ -29,44 +32,27 @@ fn flush_page(address: u64) {
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }
 
-/// All non-global translations of this CPU.
-fn flush_local() {
+/// All of this CPU's translations but the kernel's global ones, which never change after boot.
+fn flush_all() {
     let (frame, flags) = Cr3::read();
     // SAFETY: the same table again.
     unsafe { Cr3::write(frame, flags) };
 }
 
-/// Everything, the kernel's global entries too: toggles PGE.
-fn flush_local_global() {
-    let _off = InterruptsOff::new();
-    let cr4 = Cr4::read();
-    // SAFETY: PGE changes nothing but what is kept in the TLB.
-    unsafe {
-        Cr4::write(cr4 ^ Cr4Flags::PAGE_GLOBAL);
-        Cr4::write(cr4);
+fn flush_range(start: u64, end: u64) {
+    if (end - start) / PAGE > FLUSH_ALL_ABOVE {
+        flush_all();
+    } else {
+        for address in (start..end).step_by(PAGE as usize) {
+            flush_page(address);
+        }
     }
 }
 
 /// Flushes [start, end) on every CPU and returns when all have done it. Called without interrupt
 /// locks held: the other CPUs must be able to answer.
 pub fn shoot_down(start: u64, end: u64) {
-    if (end - start) / PAGE > FLUSH_ALL_ABOVE {
-        flush_local();
-    } else {
-        for address in (start..end).step_by(PAGE as usize) {
-            flush_page(address);
-        }
-    }
-    request_others();
-}
-
-/// As [`shoot_down`], for kernel mappings.
-pub fn flush_everywhere_global() {
-    flush_local_global();
-    request_others();
-}
-
-fn request_others() {
+    flush_range(start, end);
     let online = percpu::online_count();
     if online < 2 {
         return;
@@ -76,9 +62,13 @@ fn request_others() {
         core::hint::spin_loop();
     }
     let me = percpu::this_cpu().index.get() as usize;
+    RANGE[0].store(start, Ordering::Relaxed);
+    RANGE[1].store(end, Ordering::Relaxed);
     // Sequentially consistent with `leave_idle`: either this sees the CPU busy, or that sees the
     // request.
     let generation = REQUESTED.fetch_add(1, Ordering::SeqCst) + 1;
+    // This CPU has flushed already.
+    ACKNOWLEDGED[me].store(generation, Ordering::Relaxed);
     let mut waiting = 0u64;
     for index in (0..online).filter(|&index| index != me) {
         let Some(other) = percpu::cpu(index) else { continue };
@@ -97,30 +87,43 @@ fn request_others() {
 
 /// The calling CPU is about to run something: it catches up with the requests it was left out of.
 pub fn leave_idle() {
-    percpu::this_cpu().idle.store(false, Ordering::SeqCst);
-    serve();
+    let cpu = percpu::this_cpu();
+    cpu.idle.store(false, Ordering::SeqCst);
+    let generation = REQUESTED.load(Ordering::SeqCst);
+    let mine = &ACKNOWLEDGED[cpu.index.get() as usize];
+    if mine.load(Ordering::Relaxed) < generation {
+        // Not by range: a next request may be writing it.
+        flush_all();
+        mine.fetch_max(generation, Ordering::Release);
+    }
 }
 
-/// Serves a request that is open for this CPU; from its interrupt and from wait loops. A flush of
-/// everything: ranges would need a queue, and requests are rare.
+/// Serves a request that waits for this CPU; from its interrupt and from wait loops.
 pub fn serve() {
     if !percpu::ready() {
         return;
     }
     let generation = REQUESTED.load(Ordering::SeqCst);
-    let mine = &ACKNOWLEDGED[percpu::this_cpu().index.get() as usize];
-    if mine.load(Ordering::Relaxed) < generation {
-        flush_local_global();
-        fence(Ordering::SeqCst);
-        mine.store(generation, Ordering::Release);
+    let cpu = percpu::this_cpu();
+    let mine = &ACKNOWLEDGED[cpu.index.get() as usize];
+    // An interrupt in between may have served more than was loaded above.
+    let behind = generation.saturating_sub(mine.load(Ordering::Relaxed));
+    if behind == 0 {
+        return;
     }
+    if behind == 1 && !cpu.idle.load(Ordering::Relaxed) {
+        flush_range(RANGE[0].load(Ordering::Relaxed), RANGE[1].load(Ordering::Relaxed));
+    } else {
+        flush_all();
+    }
+    mine.fetch_max(generation, Ordering::Release);
 }
 
 /// A CPU that comes up has an empty TLB: it starts level with the requests so far.
 pub fn join() {
     let me = percpu::this_cpu().index.get() as usize;
     ACKNOWLEDGED[me].store(REQUESTED.load(Ordering::SeqCst), Ordering::SeqCst);
-    flush_local_global();
+    flush_all();
 }
 
 /// Drops this CPU's translation of a page after its entry was relaxed.

@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "the addresses of assembly snippets")]
 //! Tests of the way into the kernel and out of it, by snippets of application code.
 use alloc::{boxed::Box, format, string::String, sync::Arc};
-use core::sync::atomic::{AtomicU64, AtomicU8, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 
 use rt::{
     Personality,
@@ -11,11 +11,7 @@ use rt::{
     task::{AppFault, ParkMode, Parked, Start, Task as _, TaskRef, TaskSpec},
 };
 
-use super::{
-    check,
-    memory::request,
-    tasks::wait_for,
-};
+use super::{check, memory::request, tasks::wait_for};
 use crate::{
     cpu::{apic, irq, lock::InterruptsOff},
     memory::space::SPACE,
@@ -116,7 +112,9 @@ impl App {
         };
         let all = Prot::READ | Prot::WRITE | Prot::EXEC;
         let code = SPACE.map(OWNER, request(TEXT_BYTES, all, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
-        let stack = SPACE.map(OWNER, request(STACK_BYTES, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+        let stack = SPACE
+            .map(OWNER, request(STACK_BYTES, Prot::READ | Prot::WRITE, Placement::Anywhere))
+            .map_err(|e| format!("{e:?}"))?;
         check(text.len() as u64 <= TEXT_BYTES, "the snippets outgrew their pages")?;
         rt().user().write(code, text).map_err(|_| "no memory for the snippets")?;
         let frame = Box::new(TrapFrame {
@@ -169,7 +167,8 @@ pub fn syscall_registers() -> Result<(), String> {
 }
 
 pub fn fault_registers() -> Result<(), String> {
-    let page = SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    let page =
+        SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
     run(&raw const snippet_fault, [page, 0])
 }
 
@@ -230,7 +229,8 @@ pub fn interrupt_flag() -> Result<(), String> {
 
 /// Tasks with different vector, x87 and MXCSR state share CPU 0 by preemption alone.
 pub fn vector_state() -> Result<(), String> {
-    let stop = SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    let stop =
+        SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
     let start = |pattern| App::start(&raw const snippet_vectors, [pattern, stop], 1);
     let apps = [start(11)?, start(22)?, start(33)?];
     tasks::park(Some(time::now_ns() + 200 * MS), ParkMode::Uninterruptible);

@@ -8,7 +8,10 @@ use rt::{
     user::BadAddress,
 };
 
-use super::{check, tasks::{spawn, wait_for}};
+use super::{
+    check,
+    tasks::{spawn, wait_for},
+};
 use crate::{
     cpu::percpu,
     memory::{
@@ -75,7 +78,8 @@ pub fn frames_return() -> Result<(), String> {
 
 pub fn demand_paging() -> Result<(), String> {
     let len = 64 * PAGE;
-    let start = SPACE.map(OWNER, request(len, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    let start =
+        SPACE.map(OWNER, request(len, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
     check(SPACE.footprint(OWNER).resident_bytes == 0, "pages before they were touched")?;
     rt().user().write(start + 5 * PAGE - 2, b"across").map_err(|_| "write refused")?;
     let mut back = [0; 6];
@@ -92,7 +96,9 @@ pub fn demand_paging() -> Result<(), String> {
 }
 
 pub fn protection() -> Result<(), String> {
-    let start = SPACE.map(OWNER, request(4 * PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    let start = SPACE
+        .map(OWNER, request(4 * PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere))
+        .map_err(|e| format!("{e:?}"))?;
     rt().user().write(start, b"kept").map_err(|_| "write refused")?;
     SPACE.protect(OWNER, start, PAGE, Prot::READ).map_err(|e| format!("{e:?}"))?;
     check(rt().user().write(start, b"x") == Err(BadAddress), "wrote to a read-only page")?;
@@ -116,7 +122,8 @@ pub fn bad_user_copy() -> Result<(), String> {
     check(user.read(&mut byte, paging::DIRECT_MAP) == Err(BadAddress), "read kernel memory")?;
     check(user.write(u64::MAX - 1, b"abcd") == Err(BadAddress), "an address that wraps")?;
     check(user.load_u32_nofault(0x10_0000) == Err(BadAddress), "loaded unmapped memory")?;
-    let start = SPACE.map(OWNER, request(PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    let start =
+        SPACE.map(OWNER, request(PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
     check(user.load_u32_nofault(start) == Err(BadAddress), "a page that nobody touched yet")?;
     user.write(start + PAGE - 4, b"tail").map_err(|_| "write refused")?;
     check(user.write(start + PAGE - 4, b"tailtail") == Err(BadAddress), "wrote beyond the mapping")?;

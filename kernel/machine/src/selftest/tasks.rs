@@ -14,7 +14,8 @@ use crate::{
 const MS: u64 = 1_000_000;
 
 pub fn spawn(run: fn(usize), data: usize, affinity: u64, nice: i8) -> Arc<Task> {
-    let spec = TaskSpec { name: String::from("test"), start: Start::Kernel(run, data), extension: None, affinity, nice };
+    let spec =
+        TaskSpec { name: String::from("test"), start: Start::Kernel(run, data), extension: None, affinity, nice };
     tasks::spawn(spec, &mut |_| ()).expect("memory for a test task")
 }
 

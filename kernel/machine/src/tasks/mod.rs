@@ -11,6 +11,7 @@ mod task;
 mod vectors;
 
 pub use scheduler::{
-    become_idle, drain_mailbox, exit, idle_loop, park, preempt, preemption_point, start_reaper, take_interrupt_for_exit, timer_fired, yield_now,
+    become_idle, drain_mailbox, exit, idle_loop, park, preempt, preemption_point, start_reaper,
+    take_interrupt_for_exit, timer_fired, yield_now,
 };
 pub use task::{Task, current, spawn, with_current};

@@ -188,7 +188,9 @@ fn choose_cpu(task: &Task) -> usize {
     }
     let allowed = |index: &usize| task.may_run_on(*index);
     let idle = (0..online).filter(allowed).find(|&index| is_idle(index));
-    idle.or_else(|| task.may_run_on(last).then_some(last)).or_else(|| (0..online).find(|index| allowed(index))).unwrap_or(last)
+    idle.or_else(|| task.may_run_on(last).then_some(last))
+        .or_else(|| (0..online).find(|index| allowed(index)))
+        .unwrap_or(last)
 }
 
 /// Makes a task run soon. Its reference goes to a queue. From any context.
@@ -235,7 +237,8 @@ pub fn unpark(task: &Task) {
         match task.wake.load(Ordering::Acquire) {
             wake::NOTIFIED => return,
             wake::RUNNABLE => {
-                let note = task.wake.compare_exchange(wake::RUNNABLE, wake::NOTIFIED, Ordering::AcqRel, Ordering::Relaxed);
+                let note =
+                    task.wake.compare_exchange(wake::RUNNABLE, wake::NOTIFIED, Ordering::AcqRel, Ordering::Relaxed);
                 if note.is_ok() {
                     return;
                 }
@@ -283,9 +286,8 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
     }
     let timer_cpu = cpu_number();
     let park_number = task.park_number.fetch_add(1, Ordering::Relaxed) + 1;
-    let timer = deadline_ns.map(|deadline| {
-        TIMERS[timer_cpu].lock().arm(deadline, Sleeper { task: task::current(), park_number })
-    });
+    let timer = deadline_ns
+        .map(|deadline| TIMERS[timer_cpu].lock().arm(deadline, Sleeper { task: task::current(), park_number }));
     let state = if interruptible { wake::PARKED_INTERRUPTIBLE } else { wake::PARKED };
     let how = if task.wake.compare_exchange(wake::RUNNABLE, state, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // An unpark came in between.
@@ -361,7 +363,8 @@ pub fn timer_fired(now_ns: u64) {
         let due = TIMERS[index].lock().pop_due(now_ns);
         let Some(Sleeper { task, park_number }) = due else { break };
         if task.park_number.load(Ordering::Relaxed) == park_number {
-            let _ = end_park(&task, wake::PARKED, ended::TIMED_OUT) || end_park(&task, wake::PARKED_INTERRUPTIBLE, ended::TIMED_OUT);
+            let _ = end_park(&task, wake::PARKED, ended::TIMED_OUT)
+                || end_park(&task, wake::PARKED_INTERRUPTIBLE, ended::TIMED_OUT);
         }
     }
     if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
@@ -439,7 +442,13 @@ fn steal(index: usize) -> bool {
 
 /// Starts the kernel task that drops ended tasks.
 pub fn start_reaper() {
-    let spec = TaskSpec { name: String::from("reaper"), start: Start::Kernel(reap, 0), extension: None, affinity: u64::MAX, nice: 0 };
+    let spec = TaskSpec {
+        name: String::from("reaper"),
+        start: Start::Kernel(reap, 0),
+        extension: None,
+        affinity: u64::MAX,
+        nice: 0,
+    };
     let reaper = task::spawn(spec, &mut |_| ()).expect("memory for the reaper");
     REAPER.call_once(|| reaper);
 }

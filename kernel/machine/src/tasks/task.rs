@@ -19,7 +19,10 @@ use x86_64::{VirtAddr, instructions::interrupts, registers::model_specific::FsBa
 
 use super::{scheduler, vectors::VectorArea};
 use crate::{
-    cpu::{features, percpu::{self, this_cpu}},
+    cpu::{
+        features,
+        percpu::{self, this_cpu},
+    },
     memory::stacks::KernelStack,
     time, trap,
 };
@@ -320,7 +323,11 @@ impl TaskHandle for Task {
     }
 
     fn fs_base(&self) -> u64 {
-        if self.is_current() && features::has_fsgsbase() { read_fs_base() } else { self.fs_base.load(Ordering::Relaxed) }
+        if self.is_current() && features::has_fsgsbase() {
+            read_fs_base()
+        } else {
+            self.fs_base.load(Ordering::Relaxed)
+        }
     }
 
     fn set_fs_base(&self, value: u64) {

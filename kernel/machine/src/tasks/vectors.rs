@@ -130,7 +130,9 @@ impl VectorArea {
                 return false;
             }
         }
-        let own_mask = u32::from_le_bytes(self.bytes_mut()[MXCSR_MASK_OFFSET..MXCSR_MASK_OFFSET + 4].try_into().unwrap_or_default());
+        let own_mask = u32::from_le_bytes(
+            self.bytes_mut()[MXCSR_MASK_OFFSET..MXCSR_MASK_OFFSET + 4].try_into().unwrap_or_default(),
+        );
         let mask = if own_mask == 0 { MXCSR_DEFAULT_MASK } else { own_mask };
         let bytes = self.bytes_mut();
         let copied = if with_header { len } else { HEADER_OFFSET };

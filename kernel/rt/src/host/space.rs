@@ -49,10 +49,10 @@ impl Mapping {
     /// The part of the mapping in [start, end).
     fn part(&self, start: u64, end: u64) -> Self {
         let (start, end) = (start.max(self.start), end.min(self.end));
-        let file = self.file.clone().map(|file| FileMapping {
-            first_page: file.first_page + (start - self.start) / PAGE,
-            ..file
-        });
+        let file = self
+            .file
+            .clone()
+            .map(|file| FileMapping { first_page: file.first_page + (start - self.start) / PAGE, ..file });
         Self { start, end, file, ..self.clone() }
     }
 }

@@ -88,7 +88,11 @@ pub fn resolve_present(vma: &Vma<Source>, address: u64, access: Access) -> Resul
     let shared = vma.flags.contains(VmaFlags::SHARED);
     if access != Access::Write || value & WRITABLE != 0 {
         // Another CPU was first, or this TLB was behind.
-        let prot = if value & PRIVATE != 0 || (shared && value & WRITABLE != 0) { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
+        let prot = if value & PRIVATE != 0 || (shared && value & WRITABLE != 0) {
+            vma.prot
+        } else {
+            vma.prot & !Prot::WRITE.bits()
+        };
         write(entry, value & (ADDRESS_MASK | PRIVATE) | rights(prot));
         tlb::forget_local(address);
         return Ok(true);
