@@ -47,7 +47,7 @@ fn bucket_of(address: u64) -> usize {
 }
 
 fn check_address(address: Addr) -> SysResult<u64> {
-    if address.0 % 4 != 0 {
+    if !address.0.is_multiple_of(4) {
         return Err(EINVAL);
     }
     if address.0 >= crate::mm::SPACE_END {
@@ -300,7 +300,7 @@ fn orphan(cx: &Ctx<'_>, word: u64) {
     const WAITERS: u32 = 0x8000_0000;
     const OWNER_DIED: u32 = 0x4000_0000;
     const TID_MASK: u32 = 0x3fff_ffff;
-    if word % 4 != 0 || word >= crate::mm::SPACE_END {
+    if !word.is_multiple_of(4) || word >= crate::mm::SPACE_END {
         return;
     }
     let Ok(mut old) = rt().user().load_u32(word) else { return };

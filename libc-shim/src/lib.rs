@@ -34,6 +34,7 @@ mod table;
 mod thread;
 mod threads;
 mod time;
+mod timers;
 mod unsupported;
 
 pub use start::{StartError, start_init};

@@ -54,7 +54,7 @@ pub fn protection(prot: flags::Prot) -> Prot {
 
 /// mmap(2).
 pub fn mmap(cx: &mut Ctx<'_>, at: Addr, len: u64, prot: flags::Prot, flags: MapFlags, fd: Fd, offset: u64) -> SysResult {
-    if len == 0 || offset % PAGE != 0 {
+    if len == 0 || !offset.is_multiple_of(PAGE) {
         return Err(EINVAL);
     }
     let len = page_len(len).ok_or(ENOMEM)?;
@@ -98,7 +98,7 @@ pub fn mmap(cx: &mut Ctx<'_>, at: Addr, len: u64, prot: flags::Prot, flags: MapF
 
 fn placement(at: Addr, flags: MapFlags) -> SysResult<Placement> {
     if flags.has(MapFlags::FIXED) || flags.has(MapFlags::FIXED_NOREPLACE) {
-        if at.0 % PAGE != 0 {
+        if !at.0.is_multiple_of(PAGE) {
             return Err(EINVAL);
         }
         if at.0 >= SPACE_END {
@@ -141,7 +141,7 @@ fn shared_anonymous(len: u64) -> SysResult<FileMapping> {
 
 /// munmap(2).
 pub fn munmap(cx: &mut Ctx<'_>, at: Addr, len: u64) -> SysResult {
-    if at.0 % PAGE != 0 || len == 0 {
+    if !at.0.is_multiple_of(PAGE) || len == 0 {
         return Err(EINVAL);
     }
     let len = page_len(len).filter(|len| at.0.checked_add(*len).is_some_and(|end| end <= SPACE_END)).ok_or(EINVAL)?;
@@ -151,7 +151,7 @@ pub fn munmap(cx: &mut Ctx<'_>, at: Addr, len: u64) -> SysResult {
 
 /// A range of mprotect, madvise and their like: aligned start, length rounded up, inside the half.
 fn range(at: Addr, len: u64, beyond: Errno) -> SysResult<(u64, u64)> {
-    if at.0 % PAGE != 0 {
+    if !at.0.is_multiple_of(PAGE) {
         return Err(EINVAL);
     }
     let len = page_len(len).ok_or(beyond)?;
@@ -177,7 +177,7 @@ pub fn mremap(cx: &mut Ctx<'_>, old: Addr, old_len: u64, new_len: u64, flags: Re
     let unknown = flags.0 & !RemapFlags::KNOWN != 0;
     let fixed = flags.has(RemapFlags::FIXED);
     let moves = flags.has(RemapFlags::MAYMOVE);
-    if unknown || old.0 % PAGE != 0 || new_len == 0 || (fixed && !moves) || (fixed && new.0 % PAGE != 0) {
+    if unknown || !old.0.is_multiple_of(PAGE) || new_len == 0 || (fixed && !moves) || (fixed && !new.0.is_multiple_of(PAGE)) {
         return Err(EINVAL);
     }
     if flags.has(RemapFlags::DONTUNMAP) {

@@ -7,7 +7,7 @@
 //!
 //! # Locking
 //! `signals`, then `threads`, then a thread's `signals` (spin). `brk` sleeps and is taken with none of
-//! them held. `files`, `directory`, `limits`, `image` and the registry are leaves (spin): what comes
+//! them held. `timers` and `interval_timer` (spin) come before the alarm queue's lock. `files`, `directory`, `limits`, `image` and the registry are leaves (spin): what comes
 //! out of them is cloned, and dropped after the lock.
 use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -26,6 +26,7 @@ use crate::{
     mm::Brk,
     signal::{ProgramSignals, SigSet},
     thread::Thread,
+    timers::{Alarm, posix::Timers},
 };
 
 /// How a program ended.
@@ -100,6 +101,9 @@ pub struct Program {
     pub limits: SpinLock<Limits>,
     pub brk: Mutex<Brk>,
     pub image: SpinLock<Image>,
+    pub timers: SpinLock<Timers>,
+    /// ITIMER_REAL, once it was set.
+    pub interval_timer: SpinLock<Option<Alarm>>,
     /// An [`ExitStatus`], once the program is ending; 0 before.
     ending: AtomicU32,
     pub started_ns: u64,
@@ -142,6 +146,8 @@ impl Program {
             limits: SpinLock::new(limits),
             brk: Mutex::new(Brk::default()),
             image: SpinLock::new(Image::default()),
+            timers: SpinLock::new(Timers::default()),
+            interval_timer: SpinLock::new(None),
             ending: AtomicU32::new(0),
             started_ns: rt().now_ns(),
             coredump_filter: AtomicU32::new(0x33),

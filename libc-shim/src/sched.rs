@@ -40,7 +40,7 @@ pub fn getcpu(_cx: &mut Ctx<'_>, cpu: Addr, node: Addr) -> SysResult {
 /// sched_getaffinity(2): the raw call gives the bytes it has written.
 pub fn sched_getaffinity(cx: &mut Ctx<'_>, tid: i32, size: u64, out: Addr) -> SysResult {
     let task = task_of(cx, tid)?;
-    if size % 8 != 0 || size * 8 < rt().cpu_count() as u64 || size == 0 {
+    if !size.is_multiple_of(8) || size * 8 < rt().cpu_count() as u64 || size == 0 {
         return Err(EINVAL);
     }
     let existing = u64::MAX >> (64 - rt().cpu_count().clamp(1, 64));

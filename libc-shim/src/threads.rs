@@ -222,7 +222,7 @@ pub fn leave(cx: &Ctx<'_>, ending: Ending) {
         futex::walk_robust_list(cx, robust);
     }
     let clear = cx.thread.clear_child_tid.load(Ordering::Relaxed);
-    if clear != 0 && clear % 4 == 0 && Addr(clear).write(&0u32.to_le_bytes()).is_ok() {
+    if clear != 0 && clear.is_multiple_of(4) && Addr(clear).write(&0u32.to_le_bytes()).is_ok() {
         futex::wake(clear, 1, u32::MAX);
     }
     program.ended_cpu_ns.fetch_add(cx.task.cpu_time_ns(), Ordering::Relaxed);
@@ -243,6 +243,9 @@ fn end_program(cx: &Ctx<'_>, status: ExitStatus) {
     }
     let files = program.files.lock().remove_range(0..=u32::MAX);
     drop(files);
+    let timers = core::mem::take(&mut *program.timers.lock());
+    let interval_timer = program.interval_timer.lock().take();
+    drop((timers, interval_timer));
     rt().address_space().release(program.owner);
     program::unregister(program.pid);
 }

@@ -92,6 +92,7 @@ flag_args! {
     }
     RandomFlags: "GRND_", "0" { NONBLOCK = 1, RANDOM = 2, INSECURE = 4 }
     TimerFlags: "TIMER_", "0" { ABSTIME = 1 }
+    TimerfdFlags: "TFD_TIMER_", "0" { ABSTIME = 1, CANCEL_ON_SET = 2 }
     EventFlags: "EFD_", "0" { SEMAPHORE = 1, NONBLOCK = 0o4000, CLOEXEC = 0o2000000 }
     EpollFlags: "EPOLL_", "0" { CLOEXEC = 0o2000000 }
     MemfdFlags: "MFD_", "0" { CLOEXEC = 1, ALLOW_SEALING = 2, HUGETLB = 4, NOEXEC_SEAL = 8, EXEC = 16 }

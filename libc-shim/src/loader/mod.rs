@@ -98,9 +98,8 @@ fn load_elf(owner: ProgramId, base: &Base<'_>, what: LoadElf) -> SysResult<Ready
     let interpreter = match &program.interpreter {
         None => None,
         Some(path) => {
-            let (file, _) = open_program(base, path).map_err(|error| {
+            let (file, _) = open_program(base, path).inspect_err(|&error| {
                 log::error!("{}: its interpreter {} cannot be opened: {error}", shown(&what.path), shown(path));
-                error
             })?;
             Some(map_interpreter(owner, &file)?)
         }
@@ -211,6 +210,6 @@ fn shown(path: &[u8]) -> alloc::string::String {
 
 /// The bytes that arguments and environment may take (execve(2): a quarter of the stack, at most 6 MiB).
 fn check_string_bytes(total: u64, stack_bytes: u64) -> SysResult<()> {
-    if total > (stack_bytes / 4).min(6 << 20).max(131_072) { Err(E2BIG) } else { Ok(()) }
+    if total > (stack_bytes / 4).clamp(131_072, 6 << 20) { Err(E2BIG) } else { Ok(()) }
 }
 

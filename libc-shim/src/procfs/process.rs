@@ -162,9 +162,9 @@ fn stat_line(program: &Program, tid: u32, comm: &str, times: &Times) -> String {
     let image = program.image.lock().clone();
     let stack_limit = INFINITY;
     let mut out = format!("{tid} ({comm}) R {} {pid} {pid} 0 -1 4194304 0 0 0 0 ", program.parent, pid = program.pid);
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "{} 0 0 0 {} {} {} 0 {} {} {} {stack_limit} {} {} {} 0 0 0 0 0 0 0 0 0 17 {} 0 0 0 0 0 {} {} {} {} {} {} {} 0\n",
+        "{} 0 0 0 {} {} {} 0 {} {} {} {stack_limit} {} {} {} 0 0 0 0 0 0 0 0 0 17 {} 0 0 0 0 0 {} {} {} {} {} {} {} 0",
         times.cpu_ns / TICK_NS,
         20 + i32::from(times.nice),
         times.nice,

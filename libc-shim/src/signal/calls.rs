@@ -5,7 +5,7 @@ use rt::{
 };
 
 use super::{
-    Action, AltStack, Default as DefaultAction, SI_QUEUE, SI_TKILL, SI_USER, SIGSEGV, SIGNALS, SigInfo,
+    Action, AltStack, Default as DefaultAction, SI_TKILL, SI_USER, SIGSEGV, SIGNALS, SigInfo,
     SigSet, default_action,
     deliver::CODE_END,
     frame::{self, Context, UCONTEXT_BYTES},
@@ -261,6 +261,5 @@ fn queued_info(cx: &Ctx<'_>, signal: Signal, at: Addr, pid: u32) -> SysResult<Si
     if forged && pid != cx.thread.program.pid {
         return Err(EPERM);
     }
-    debug_assert!(SI_QUEUE < 0);
     Ok(info)
 }

@@ -41,7 +41,6 @@ pub const SIGWINCH: u32 = 28;
 /// `si_code` values (sigaction(2)).
 pub const SI_USER: i32 = 0;
 pub const SI_KERNEL: i32 = 0x80;
-pub const SI_QUEUE: i32 = -1;
 pub const SI_TKILL: i32 = -6;
 
 /// A set of signals.
@@ -112,7 +111,7 @@ impl SigInfo {
     }
 
     /// As `siginfo_t` lies in memory.
-    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut out = Fields::default().u32(self.signal).u32(self.errno as u32).u32(self.code as u32).skip(4);
         for field in self.fields {
             out = out.u64(field);
@@ -315,7 +314,7 @@ mod tests {
 
     #[test]
     fn siginfo_survives_its_bytes() {
-        let info = SigInfo { signal: 34, errno: 3, code: SI_QUEUE, fields: [1, 2, 3, 4] };
+        let info = SigInfo { signal: 34, errno: 3, code: -1, fields: [1, 2, 3, 4] };
         assert_eq!(SigInfo::from_bytes(34, &info.to_bytes()), info);
     }
 }

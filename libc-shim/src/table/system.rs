@@ -7,7 +7,10 @@ use super::{
 use crate::{
     args::{
         Addr, Fd, Hex, TimespecIn,
-        flags::{CloneFlags, MapFlags, MlockallFlags, MsyncFlags, Prot, RandomFlags, RemapFlags, RseqFlags, TimerFlags},
+        flags::{
+            CloneFlags, EventFlags, MapFlags, MlockallFlags, MsyncFlags, Prot, RandomFlags, RemapFlags, RseqFlags, TimerFlags,
+            TimerfdFlags,
+        },
         names::{
             Advice, ArchPrctlOp, ClockId, FutexOp, MaskHow, MembarrierCmd, PrctlOp, PriorityWhich, Resource, RusageWho,
             SchedPolicy, Signal,
@@ -15,11 +18,13 @@ use crate::{
     },
     futex, identity, limits, mm, sched,
     signal::{calls, wait},
-    system, threads, time, unsupported,
+    system, threads, time,
+    timers::{interval, posix, timerfd},
+    unsupported,
 };
 
 const PROCESSES: &str = "programs cannot start others yet";
-const TIMERS: &str = "no POSIX or interval timers yet";
+const NO_CPU_TIMERS: &str = "not on CPU clocks";
 const CLOCK: &str = "the guest does not set its clock";
 
 #[rustfmt::skip]
@@ -38,9 +43,9 @@ pub const ROWS: &[Row] = rows! {
     28 madvise(at: Addr, len: u64, advice: Advice) => mm::madvise, Partial("MADV_FREE acts as MADV_DONTNEED; no MADV_REMOVE, MADV_COLLAPSE");
     34 pause() => wait::pause, Full;
     35 nanosleep(wanted: TimespecIn, remaining: Addr) => time::nanosleep, Full;
-    36 getitimer() => unsupported::enosys, No(TIMERS);
-    37 alarm() => unsupported::enosys, No(TIMERS);
-    38 setitimer() => unsupported::enosys, No(TIMERS);
+    36 getitimer(which: i32, out: Addr) => interval::getitimer, Partial("ITIMER_REAL");
+    37 alarm(seconds: u32) => interval::alarm, Full;
+    38 setitimer(which: i32, new: Addr, old: Addr) => interval::setitimer, Partial("ITIMER_REAL");
     39 getpid() => identity::getpid, Full;
     56 clone(flags: CloneFlags, stack: Addr, parent_tid: Addr, child_tid: Addr, tls: Hex) => threads::clone, Partial("threads only; CLONE_VM|CLONE_VFORK and fork's flags give ENOSYS");
     57 fork() => threads::refuse_fork, No("one address space: fork is not possible");
@@ -108,7 +113,11 @@ pub const ROWS: &[Row] = rows! {
     203 sched_setaffinity(tid: i32, size: u64, mask: Addr) => sched::sched_setaffinity, Full;
     204 sched_getaffinity(tid: i32, size: u64, out: Addr) => sched::sched_getaffinity, Full;
     218 set_tid_address(at: Addr) => threads::set_tid_address, Full;
-    222 timer_create() => unsupported::enosys, No(TIMERS);
+    222 timer_create(clock: ClockId, event: Addr, out: Addr) => posix::timer_create, Partial(NO_CPU_TIMERS);
+    223 timer_settime(id: i32, flags: TimerFlags, new: Addr, old: Addr) => posix::timer_settime, Full;
+    224 timer_gettime(id: i32, out: Addr) => posix::timer_gettime, Full;
+    225 timer_getoverrun(id: i32) => posix::timer_getoverrun, Partial("expirations while the signal waits are not counted");
+    226 timer_delete(id: i32) => posix::timer_delete, Full;
     227 clock_settime() => time::refuse_setting, No(CLOCK);
     228 clock_gettime(clock: ClockId, out: Addr) => time::clock_gettime, Full;
     229 clock_getres(clock: ClockId, out: Addr) => time::clock_getres, Full;
@@ -119,7 +128,9 @@ pub const ROWS: &[Row] = rows! {
     247 waitid() => unsupported::no_child, Partial("there are no children: ECHILD");
     273 set_robust_list(head: Addr, len: u64) => threads::set_robust_list, Full;
     274 get_robust_list(tid: i32, head: Addr, len: Addr) => threads::get_robust_list, Full;
-    283 timerfd_create() => unsupported::enosys, No(TIMERS);
+    283 timerfd_create(clock: ClockId, flags: EventFlags) => timerfd::timerfd_create, Full;
+    286 timerfd_settime(fd: Fd, flags: TimerfdFlags, new: Addr, old: Addr) => timerfd::timerfd_settime, Full;
+    287 timerfd_gettime(fd: Fd, out: Addr) => timerfd::timerfd_gettime, Full;
     289 signalfd4() => unsupported::enosys, No("no signalfd yet");
     297 rt_tgsigqueueinfo(pid: i32, tid: i32, signal: Signal, info: Addr) => calls::rt_tgsigqueueinfo, Full;
     298 perf_event_open() => unsupported::enosys, No("no performance counters");

@@ -1,0 +1,244 @@
+//! Alarms, and what Linux makes of them: POSIX timers, interval timers, timerfds.
+//!
+//! [`Alarm`]s are kept in one queue by deadline; a kernel task, started with the first alarm, sleeps
+//! until the earliest and calls [`Expire`] for those that are due. CPU clocks are not offered.
+//!
+//! # Locking
+//! `QUEUE` is a leaf spin lock; [`Expire::expired`] is called without it.
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    sync::Arc,
+    vec::Vec,
+};
+
+use rt::{
+    rt,
+    sync::SpinLock,
+    task::{ParkMode, Start, TaskRef, TaskSpec},
+};
+
+use crate::{
+    args::{Addr, names::ClockId},
+    errno::{EAGAIN, EINVAL, EOPNOTSUPP, SysResult},
+    time::{read_timespec, timespec_bytes},
+};
+
+pub mod interval;
+pub mod posix;
+pub mod timerfd;
+
+/// Told about expirations, on the alarm task.
+pub trait Expire: Send + Sync {
+    /// `count` periods have passed since the last call.
+    fn expired(&self, count: u64);
+}
+
+struct Armed {
+    deadline_ns: u64,
+    /// 0: once.
+    interval_ns: u64,
+    expire: Arc<dyn Expire>,
+}
+
+#[derive(Default)]
+struct Queue {
+    alarms: BTreeMap<u64, Armed>,
+    by_deadline: BTreeSet<(u64, u64)>,
+    next_id: u64,
+    task: Option<TaskRef>,
+}
+
+static QUEUE: SpinLock<Option<Queue>> = SpinLock::new(None);
+
+fn with_queue<T>(act: impl FnOnce(&mut Queue) -> T) -> T {
+    act(QUEUE.lock().get_or_insert_with(Queue::default))
+}
+
+/// An alarm; disarmed when dropped. Times are on the [`rt::Runtime::now_ns`] clock.
+pub struct Alarm {
+    id: u64,
+}
+
+/// Time to the next expiration (0: disarmed), and the interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Setting {
+    pub value_ns: u64,
+    pub interval_ns: u64,
+}
+
+impl Alarm {
+    /// EAGAIN if the alarm task cannot be started.
+    pub fn new() -> SysResult<Self> {
+        start_task()?;
+        let id = with_queue(|queue| {
+            queue.next_id += 1;
+            queue.next_id
+        });
+        Ok(Self { id })
+    }
+
+    /// What is left, as timer_gettime(2) tells it.
+    pub fn setting(&self) -> Setting {
+        let now = rt().now_ns();
+        with_queue(|queue| {
+            queue.alarms.get(&self.id).map_or(Setting::default(), |armed| Setting {
+                // An armed timer never reads as 0.
+                value_ns: armed.deadline_ns.saturating_sub(now).max(1),
+                interval_ns: armed.interval_ns,
+            })
+        })
+    }
+
+    pub fn arm(&self, deadline_ns: u64, interval_ns: u64, expire: Arc<dyn Expire>) {
+        let (old, waker) = with_queue(|queue| {
+            let old = queue.remove(self.id);
+            queue.alarms.insert(self.id, Armed { deadline_ns, interval_ns, expire });
+            queue.by_deadline.insert((deadline_ns, self.id));
+            let is_first = queue.by_deadline.first() == Some(&(deadline_ns, self.id));
+            (old, queue.task.clone().filter(|_| is_first))
+        });
+        drop(old);
+        if let Some(task) = waker {
+            task.unpark();
+        }
+    }
+
+    pub fn disarm(&self) {
+        let old = with_queue(|queue| queue.remove(self.id));
+        drop(old);
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.disarm();
+    }
+}
+
+impl Queue {
+    fn remove(&mut self, id: u64) -> Option<Armed> {
+        let armed = self.alarms.remove(&id)?;
+        self.by_deadline.remove(&(armed.deadline_ns, id));
+        Some(armed)
+    }
+
+    /// Takes what is due out, and puts what repeats back: receivers with their counts.
+    fn take_due(&mut self, now_ns: u64) -> Vec<(Arc<dyn Expire>, u64)> {
+        let mut due = Vec::new();
+        while let Some(&(deadline, id)) = self.by_deadline.first() {
+            if deadline > now_ns {
+                break;
+            }
+            let Some(armed) = self.remove(id) else { break };
+            if armed.interval_ns == 0 {
+                due.push((armed.expire, 1));
+                continue;
+            }
+            let count = 1 + (now_ns - deadline) / armed.interval_ns;
+            due.push((armed.expire.clone(), count));
+            let deadline_ns = deadline.saturating_add(count * armed.interval_ns);
+            self.by_deadline.insert((deadline_ns, id));
+            self.alarms.insert(id, Armed { deadline_ns, ..armed });
+        }
+        due
+    }
+}
+
+fn start_task() -> SysResult<()> {
+    if with_queue(|queue| queue.task.is_some()) {
+        return Ok(());
+    }
+    let spec = TaskSpec {
+        name: String::from("alarms"),
+        start: Start::Kernel(run, 0),
+        extension: None,
+        affinity: u64::MAX,
+        nice: 0,
+    };
+    let task = rt().spawn(spec).map_err(|_| EAGAIN)?;
+    with_queue(|queue| {
+        // Two may race here; the loser's task finds nothing that the other does not do as well.
+        queue.task.get_or_insert(task);
+    });
+    Ok(())
+}
+
+fn run(_: usize) {
+    loop {
+        let now = rt().now_ns();
+        let due = with_queue(|queue| queue.take_due(now));
+        for (expire, count) in &due {
+            expire.expired(*count);
+        }
+        let next = with_queue(|queue| queue.by_deadline.first().map(|first| first.0));
+        rt().park(next, ParkMode::Uninterruptible);
+    }
+}
+
+/// A clock that timers may use: whether it is the wall clock.
+fn is_realtime(clock: ClockId) -> SysResult<bool> {
+    match clock.0 {
+        ClockId::REALTIME | ClockId::TAI | ClockId::REALTIME_ALARM => Ok(true),
+        ClockId::MONOTONIC | ClockId::BOOTTIME | ClockId::BOOTTIME_ALARM => Ok(false),
+        // timer_create(2): ENOTSUP, which is this number.
+        ClockId::PROCESS_CPUTIME_ID | ClockId::THREAD_CPUTIME_ID => Err(EOPNOTSUPP),
+        id if id < 0 => Err(EOPNOTSUPP),
+        _ => Err(EINVAL),
+    }
+}
+
+/// Reads a `struct itimerspec`: interval, then value.
+fn read_itimerspec(at: Addr) -> SysResult<Setting> {
+    let interval_ns = read_timespec(at)?;
+    let value_ns = read_timespec(Addr(at.0 + 16))?;
+    Ok(Setting { value_ns, interval_ns })
+}
+
+fn itimerspec_bytes(setting: Setting) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&timespec_bytes(setting.interval_ns));
+    bytes[16..].copy_from_slice(&timespec_bytes(setting.value_ns));
+    bytes
+}
+
+/// The deadline of a value that is relative, or absolute on its clock.
+fn deadline(value_ns: u64, absolute: bool, realtime: bool) -> u64 {
+    let now = rt().now_ns();
+    match (absolute, realtime) {
+        (false, _) => now.saturating_add(value_ns),
+        (true, false) => value_ns,
+        (true, true) => now.saturating_add(value_ns.saturating_sub(rt().realtime_ns())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Expire for Nothing {
+        fn expired(&self, _count: u64) {}
+    }
+
+    fn queue(alarms: &[(u64, u64)]) -> Queue {
+        let mut queue = Queue::default();
+        for (id, (deadline_ns, interval_ns)) in alarms.iter().enumerate() {
+            let armed = Armed { deadline_ns: *deadline_ns, interval_ns: *interval_ns, expire: Arc::new(Nothing) };
+            queue.by_deadline.insert((*deadline_ns, id as u64));
+            queue.alarms.insert(id as u64, armed);
+        }
+        queue
+    }
+
+    #[test]
+    fn what_repeats_counts_missed_periods_and_stays() {
+        let mut queue = queue(&[(10, 0), (10, 5), (100, 0)]);
+        let counts: Vec<u64> = queue.take_due(22).into_iter().map(|(_, count)| count).collect();
+        assert_eq!(counts, [1, 3]);
+        let left: Vec<_> = queue.by_deadline.iter().copied().collect();
+        assert_eq!(left, [(25, 1), (100, 2)]);
+        assert!(queue.take_due(24).is_empty());
+    }
+}
