@@ -1,3 +1,4 @@
+#![allow(unsafe_code, reason = "`kernel_main` is exported: the machine calls it by name")]
 //! The kernel: the boot story, from a machine that can run tasks to the first program.
 #![no_std]
 #![no_main]
@@ -32,7 +33,6 @@ static BOOT: Once<Boot> = Once::new();
 
 /// The machine's boot code ends here, on the boot CPU: brings the other CPUs up, starts the first
 /// kernel task, and idles.
-#[allow(unsafe_code, reason = "the machine calls it by name")]
 #[unsafe(no_mangle)]
 fn kernel_main(info: BootInfo) -> ! {
     let config = BootConfig::parse(&info.command_line).unwrap_or_else(|error| boot::malformed(format_args!("{error}")));

@@ -1,4 +1,5 @@
-//! The kernel's own tests (`test=all` on its command line), on each machine type and CPU count.
+//! The kernel's own tests (`test=all` on its command line), on each machine type and CPU count; and
+//! the ways in which a broken kernel must end.
 
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub fn add(suite: &mut Suite) {
+    add_windows(suite);
+    add_fatal(suite);
     for (slice, machine_type, cpus, cpu_model) in [
         (Slice::Quick, MachineType::Q35, 2, None),
         (Slice::Default, MachineType::Q35, 1, None),
@@ -35,6 +38,43 @@ pub fn add(suite: &mut Suite) {
                 time_limit: Some(LIMIT),
                 ..Machine::new(KERNEL, boot)
             })
+        });
+    }
+}
+
+/// In exact mode a timer tick is an instruction: an interrupt falls on each one of the entry and exit
+/// paths.
+fn add_windows(suite: &mut Suite) {
+    for machine_type in [MachineType::Q35, MachineType::Microvm] {
+        let name = format!("kernel/{machine_type:?}/entry-exit-windows").to_lowercase();
+        suite.add(Slice::Quick, name, move || {
+            let boot = BootConfig { test: Some("entry-exit-windows".into()), exact: true, ..BootConfig::default() };
+            check(&Machine { machine_type, exact: true, time_limit: Some(LIMIT), ..Machine::new(KERNEL, boot) })
+        });
+    }
+}
+
+/// A broken kernel ends the machine as panicked, with its cause and a symbolised backtrace.
+fn add_fatal(suite: &mut Suite) {
+    for (test, cause, symbol) in [
+        ("fatal-panic", "asked for", "machine::selftest::fatal::run"),
+        ("fatal-fault", "page fault", "machine::selftest::fatal::wild_write"),
+        ("fatal-stack-overflow", "kernel stack overflow", "machine::selftest::fatal::recurse"),
+        ("fatal-sleep-under-lock", "sleep under a spin lock", "machine::tasks::scheduler::switch_away"),
+    ] {
+        suite.add(Slice::Default, format!("kernel/{test}"), move || {
+            let boot = BootConfig { test: Some(test.into()), ..BootConfig::default() };
+            match guest::run(&Machine { cpus: 2, time_limit: Some(LIMIT), ..Machine::new(KERNEL, boot) }) {
+                Ok(run) => {
+                    let text = String::from_utf8_lossy(&run.output).into_owned();
+                    let reported = text.contains(cause) && text.contains(symbol);
+                    match run.report.outcome {
+                        Outcome::Panicked { .. } if reported => Verdict::Passed,
+                        ref outcome => run.fail(format!("ended as {outcome:?}, expected a panic: {cause}, {symbol}")),
+                    }
+                }
+                Err(why) => Verdict::Failed(why),
+            }
         });
     }
 }

@@ -198,8 +198,10 @@ pub fn entry_exit_windows() -> Result<(), String> {
     let result = app.expect(0);
     SPACE.release(OWNER);
     result?;
-    // By time rather than by instruction, the emulator decides where and whether an interrupt hits.
-    let least = if time::is_exact() { 500 } else { 1 };
+    // By time rather than by instruction, the emulator decides where and whether an interrupt hits:
+    // then this only shows that nothing breaks. Exactly, each tick hits until the way through two calls
+    // is over, about 500 instructions.
+    let least = if time::is_exact() { 300 } else { 0 };
     check(hits >= least, &format!("only {hits} interrupts hit"))
 }
 

@@ -1,5 +1,5 @@
 //! Kernel tests: what only the machine itself can show. `test=NAME` or `test=all` on the command line
-//! runs them instead of a program; each reports by a control frame ([`abi::control::Frame::Test`]).
+//! runs them instead of a program (those of [`fatal`] by name only); each reports by a control frame ([`abi::control::Frame::Test`]).
 //!
 //! They run in a kernel task of their own, over the real scheduler, page tables and interrupts, and
 //! with a small personality that serves the application snippets of [`application`].
@@ -10,6 +10,7 @@ use crate::{console, drivers::first_disk};
 
 mod application;
 mod disks;
+mod fatal;
 mod memory;
 mod tasks;
 
@@ -44,6 +45,7 @@ const DISK_TESTS: &[Test] = &[("disk-reads", disks::reads), ("disk-writes", disk
 /// Runs the tests that `name` selects. True: all passed, and there were some.
 pub fn run(name: &str) -> bool {
     application::register();
+    fatal::run(name);
     let mut failed = 0;
     let mut ran = 0;
     let with_disk = if first_disk().is_some() { DISK_TESTS } else { &[] };
