@@ -31,6 +31,8 @@ mod start;
 mod sysno;
 mod system;
 mod table;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod threads;
 mod time;
