@@ -5,12 +5,7 @@
 use core::fmt;
 
 use fs::FsError;
-use rt::{
-    page::OutOfFrames,
-    space::SpaceError,
-    task::Parked,
-    user::BadAddress,
-};
+use rt::{page::OutOfFrames, space::SpaceError, task::Parked, user::BadAddress};
 
 /// An error number. Those from 512 on never reach an application: see [`Errno::is_restart`].
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@
 //! it when it is taken out; `futex_bucket` changes (requeue) only under both buckets' locks.
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
-use logic::futex::{FutexQueue, WakeOp, Waiter};
+use logic::futex::{FutexQueue, Waiter, WakeOp};
 use rt::{
     rt,
     sync::SpinLock,

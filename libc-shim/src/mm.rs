@@ -4,7 +4,7 @@
 //! madvise(2) and mremap(2) list them.
 use rt::{
     rt,
-    space::{FileMapping, MapRequest, Placement, Prot, ProgramId, SpaceError},
+    space::{FileMapping, MapRequest, Placement, ProgramId, Prot, SpaceError},
 };
 
 use crate::{
@@ -53,7 +53,15 @@ pub fn protection(prot: flags::Prot) -> Prot {
 }
 
 /// mmap(2).
-pub fn mmap(cx: &mut Ctx<'_>, at: Addr, len: u64, prot: flags::Prot, flags: MapFlags, fd: Fd, offset: u64) -> SysResult {
+pub fn mmap(
+    cx: &mut Ctx<'_>,
+    at: Addr,
+    len: u64,
+    prot: flags::Prot,
+    flags: MapFlags,
+    fd: Fd,
+    offset: u64,
+) -> SysResult {
     if len == 0 || !offset.is_multiple_of(PAGE) {
         return Err(EINVAL);
     }
@@ -177,7 +185,12 @@ pub fn mremap(cx: &mut Ctx<'_>, old: Addr, old_len: u64, new_len: u64, flags: Re
     let unknown = flags.0 & !RemapFlags::KNOWN != 0;
     let fixed = flags.has(RemapFlags::FIXED);
     let moves = flags.has(RemapFlags::MAYMOVE);
-    if unknown || !old.0.is_multiple_of(PAGE) || new_len == 0 || (fixed && !moves) || (fixed && !new.0.is_multiple_of(PAGE)) {
+    if unknown
+        || !old.0.is_multiple_of(PAGE)
+        || new_len == 0
+        || (fixed && !moves)
+        || (fixed && !new.0.is_multiple_of(PAGE))
+    {
         return Err(EINVAL);
     }
     if flags.has(RemapFlags::DONTUNMAP) {

@@ -173,8 +173,7 @@ impl Program {
     }
 
     pub fn thread_ids(&self) -> Vec<u32> {
-        let mut ids: Vec<u32> =
-            self.threads.lock().iter().filter_map(Thread::of).map(Thread::tid).collect();
+        let mut ids: Vec<u32> = self.threads.lock().iter().filter_map(Thread::of).map(Thread::tid).collect();
         ids.sort_unstable();
         ids
     }

@@ -3,7 +3,11 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
 use abi::BootConfig;
-use fs::{OpenFile, OpenFlags, Vfs, vfs::{Base, Follow, MountSpec}};
+use fs::{
+    OpenFile, OpenFlags, Vfs,
+    console::{Console, KeyboardSignal},
+    vfs::{Base, Follow, MountSpec},
+};
 use rt::{
     rt,
     task::{Start, TaskSpec},
@@ -15,6 +19,7 @@ use crate::{
     loader::{self, Request},
     procfs,
     program::{self, Directory, INIT_PID, NewProgram, Program},
+    signal::{SigInfo, send},
     thread::Thread,
     threads,
 };
@@ -41,6 +46,7 @@ impl core::error::Error for StartError {}
 pub fn start_init(config: &BootConfig, vfs: Arc<Vfs>) -> Result<(), StartError> {
     rt::set_personality(&PERSONALITY);
     mount_generated(&vfs);
+    Console::get().set_signal_hook(keyboard_signal);
     let path = config.init.as_deref().unwrap_or("/sbin/init");
     let failed = |errno| StartError { what: String::from(path), errno };
     let root = vfs.root();
@@ -60,6 +66,22 @@ pub fn start_init(config: &BootConfig, vfs: Arc<Vfs>) -> Result<(), StartError> 
         program::unregister(program.pid);
         failed(errno)
     })
+}
+
+/// What the keyboard's interrupt and quit characters do: there is one session, and its foreground is
+/// the first program. ^Z is ignored, as there is no job control.
+fn keyboard_signal(signal: KeyboardSignal) {
+    const SIGINT: u32 = 2;
+    const SIGQUIT: u32 = 3;
+    let signal = match signal {
+        KeyboardSignal::Interrupt => SIGINT,
+        KeyboardSignal::Quit => SIGQUIT,
+        KeyboardSignal::Stop => return,
+    };
+    if let Some(program) = program::by_pid(INIT_PID) {
+        // Standard signals are pending once: nothing can be refused.
+        let _ = send::to_program(&program, SigInfo::from_kernel(signal));
+    }
 }
 
 /// Mounts /proc and /sys, if the tree has the directories or takes them.
@@ -107,8 +129,7 @@ fn run(program: &Arc<Program>, config: &BootConfig, path: &str) -> SysResult<()>
 fn open_standard_files(program: &Program) -> SysResult<()> {
     let root = program.vfs.root();
     let by_path = Base::new(&root, &root).open(b"/dev/console", OpenFlags::READ_WRITE, 0);
-    let console: Arc<OpenFile> =
-        by_path.unwrap_or_else(|_| OpenFile::new(fs::console::Console::get(), OpenFlags::READ_WRITE));
+    let console: Arc<OpenFile> = by_path.unwrap_or_else(|_| OpenFile::new(Console::get(), OpenFlags::READ_WRITE));
     let mut files = program.files.lock();
     for _ in 0..3 {
         files.insert(console.clone(), false, 0).map_err(|_| EMFILE)?;

@@ -32,7 +32,14 @@ struct CloneArgs {
 }
 
 /// clone(2).
-pub fn clone(cx: &mut Ctx<'_>, flags: CloneFlags, stack: Addr, parent_tid: Addr, child_tid: Addr, tls: Hex) -> SysResult {
+pub fn clone(
+    cx: &mut Ctx<'_>,
+    flags: CloneFlags,
+    stack: Addr,
+    parent_tid: Addr,
+    child_tid: Addr,
+    tls: Hex,
+) -> SysResult {
     let args = CloneArgs {
         flags: flags.0 & !0xff,
         child_tid: child_tid.0,
@@ -58,7 +65,8 @@ pub fn clone3(cx: &mut Ctx<'_>, args: Addr, size: u64) -> SysResult {
     }
     let word = |index: usize| bytes[index * 8..index * 8 + 8].iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
     let (stack, stack_size) = (word(5), word(6));
-    let stack_valid = (stack == 0) == (stack_size == 0) && stack.checked_add(stack_size).is_some_and(|top| top <= SPACE_END);
+    let stack_valid =
+        (stack == 0) == (stack_size == 0) && stack.checked_add(stack_size).is_some_and(|top| top <= SPACE_END);
     // set_tid needs a privilege over pid namespaces that are not here; cgroup is unknown.
     if !stack_valid || word(4) & !0xff != 0 || word(8) != 0 || word(9) != 0 {
         return Err(EINVAL);
@@ -102,7 +110,10 @@ fn start_thread(cx: &mut Ctx<'_>, args: CloneArgs) -> SysResult {
         log::warn!("pid {}: clone with flags {:#x} is not supported: only threads are", cx.program().pid, args.flags);
         return Err(ENOSYS);
     }
-    if args.flags & (CloneFlags::PIDFD | CloneFlags::NEWNS | CloneFlags::NEWPID | CloneFlags::NEWUSER | CloneFlags::NEWNET) != 0 {
+    if args.flags
+        & (CloneFlags::PIDFD | CloneFlags::NEWNS | CloneFlags::NEWPID | CloneFlags::NEWUSER | CloneFlags::NEWNET)
+        != 0
+    {
         return Err(EINVAL);
     }
 

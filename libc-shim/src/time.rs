@@ -8,12 +8,7 @@ use rt::{
 };
 
 use crate::{
-    args::{
-        Addr, TimespecIn,
-        flags::TimerFlags,
-        names::ClockId,
-        pair_bytes, split_pair,
-    },
+    args::{Addr, TimespecIn, flags::TimerFlags, names::ClockId, pair_bytes, split_pair},
     call::Ctx,
     errno::{EINVAL, EOPNOTSUPP, EPERM, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, SysResult},
     program, thread,

@@ -124,8 +124,20 @@ impl Arg for FutexOp {
     }
     fn print(&self, out: &mut String) {
         const NAMES: [&str; 14] = [
-            "WAIT", "WAKE", "FD", "REQUEUE", "CMP_REQUEUE", "WAKE_OP", "LOCK_PI", "UNLOCK_PI",
-            "TRYLOCK_PI", "WAIT_BITSET", "WAKE_BITSET", "WAIT_REQUEUE_PI", "CMP_REQUEUE_PI", "LOCK_PI2",
+            "WAIT",
+            "WAKE",
+            "FD",
+            "REQUEUE",
+            "CMP_REQUEUE",
+            "WAKE_OP",
+            "LOCK_PI",
+            "UNLOCK_PI",
+            "TRYLOCK_PI",
+            "WAIT_BITSET",
+            "WAKE_BITSET",
+            "WAIT_REQUEUE_PI",
+            "CMP_REQUEUE_PI",
+            "LOCK_PI2",
         ];
         match NAMES.get(self.command() as usize) {
             Some(name) => {

@@ -190,10 +190,12 @@ mod termios {
             .u32(IXON | when(settings.return_is_newline, ICRNL))
             .u32(when(settings.newline_to_return, OPOST_ONLCR))
             .u32(B38400_CS8_CREAD)
-            .u32(ECHOE_ECHOK_IEXTEN
-                | when(settings.signals, ISIG)
-                | when(settings.canonical, ICANON)
-                | when(settings.echo, ECHO))
+            .u32(
+                ECHOE_ECHOK_IEXTEN
+                    | when(settings.signals, ISIG)
+                    | when(settings.canonical, ICANON)
+                    | when(settings.echo, ECHO),
+            )
             .put(&[0])
             .put(&CONTROL)
             .finish()

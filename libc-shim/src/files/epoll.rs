@@ -86,7 +86,8 @@ impl Epoll {
             let ready = watched.ready();
             let mut watches = self.watches.lock();
             let Some(watch) = watches.get_mut(&fd) else { continue };
-            let report = if watch.events & EPOLLET == 0 || watch.wakes != wakes { ready } else { ready & !watch.reported };
+            let report =
+                if watch.events & EPOLLET == 0 || watch.wakes != wakes { ready } else { ready & !watch.reported };
             if keep {
                 if report != 0 {
                     events.push((report, watch.data));

@@ -11,7 +11,7 @@ use crate::{
     args::{Addr, Bytes, Fd, flags::RwFlags, names::Whence},
     call::Ctx,
     errno::{EBADF, EINVAL, ENXIO, EOPNOTSUPP, EPIPE, ESPIPE, Errno, SysResult},
-    signal::{SIGPIPE, SI_USER, SigInfo, send},
+    signal::{SI_USER, SIGPIPE, SigInfo, send},
 };
 
 /// A write to a pipe without reader raises SIGPIPE on the writing thread as well (pipe(7)).
@@ -77,7 +77,15 @@ pub fn pwritev(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64) -
 }
 
 /// preadv2(2): of the flags, those that ask for more than the call does anyway are refused.
-pub fn preadv2(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64, _high: u64, flags: RwFlags) -> SysResult {
+pub fn preadv2(
+    cx: &mut Ctx<'_>,
+    fd: Fd,
+    iovec: Addr,
+    count: u64,
+    offset: i64,
+    _high: u64,
+    flags: RwFlags,
+) -> SysResult {
     if flags.0 & !RwFlags::HIPRI != 0 {
         return Err(EOPNOTSUPP);
     }
@@ -85,7 +93,15 @@ pub fn preadv2(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64, _
 }
 
 /// pwritev2(2).
-pub fn pwritev2(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64, _high: u64, flags: RwFlags) -> SysResult {
+pub fn pwritev2(
+    cx: &mut Ctx<'_>,
+    fd: Fd,
+    iovec: Addr,
+    count: u64,
+    offset: i64,
+    _high: u64,
+    flags: RwFlags,
+) -> SysResult {
     if flags.0 & !(RwFlags::HIPRI | RwFlags::DSYNC | RwFlags::SYNC) != 0 {
         return Err(EOPNOTSUPP);
     }
@@ -219,7 +235,13 @@ pub fn sync(cx: &mut Ctx<'_>) -> SysResult {
 }
 
 /// fadvise64(2): advice on readahead, which decides for itself.
-pub fn fadvise64(cx: &mut Ctx<'_>, fd: Fd, _offset: i64, len: i64, advice: crate::args::names::FadviseAdvice) -> SysResult {
+pub fn fadvise64(
+    cx: &mut Ctx<'_>,
+    fd: Fd,
+    _offset: i64,
+    len: i64,
+    advice: crate::args::names::FadviseAdvice,
+) -> SysResult {
     let file = get(cx, fd)?;
     if file.ops().is_stream() {
         return Err(ESPIPE);

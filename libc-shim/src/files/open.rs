@@ -3,10 +3,7 @@ use fs::OpenFlags as FsFlags;
 
 use super::{Start, get, install, masked};
 use crate::{
-    args::{
-        Addr, DirFd, Fd, Mode, Path,
-        flags::OpenFlags,
-    },
+    args::{Addr, DirFd, Fd, Mode, Path, flags::OpenFlags},
     call::Ctx,
     errno::{E2BIG, EBADF, EINVAL, SysResult},
 };

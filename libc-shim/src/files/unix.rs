@@ -20,9 +20,7 @@ use super::{Start, get, install, special::close_again};
 use crate::{
     args::{Addr, DirFd, Fd, names::SocketFamily},
     call::Ctx,
-    errno::{
-        EAFNOSUPPORT, ECONNREFUSED, EINVAL, EISCONN, ENOTSOCK, EOPNOTSUPP, EPROTONOSUPPORT, SysResult,
-    },
+    errno::{EAFNOSUPPORT, ECONNREFUSED, EINVAL, EISCONN, ENOTSOCK, EOPNOTSUPP, EPROTONOSUPPORT, SysResult},
 };
 
 const SOCK_STREAM: i32 = 1;
@@ -162,7 +160,8 @@ pub fn socketpair(cx: &mut Ctx<'_>, family: SocketFamily, kind: i32, protocol: i
     let status = if kind & SOCK_NONBLOCK != 0 { FsFlags::NONBLOCK } else { FsFlags::empty() };
     let (a_reads, b_writes) = Pipe::pair(FsFlags::empty())?;
     let (b_reads, a_writes) = Pipe::pair(FsFlags::empty())?;
-    let end = |incoming, outgoing| OpenFile::new(Arc::new(SocketEnd { incoming, outgoing }), status | FsFlags::READ_WRITE);
+    let end =
+        |incoming, outgoing| OpenFile::new(Arc::new(SocketEnd { incoming, outgoing }), status | FsFlags::READ_WRITE);
     let close_on_exec = kind & SOCK_CLOEXEC != 0;
     let first = install(cx, end(a_reads, a_writes), close_on_exec)?;
     let second = install(cx, end(b_reads, b_writes), close_on_exec).inspect_err(|_| close_again(cx, first))?;

@@ -6,7 +6,7 @@ use fs::OpenFile;
 use logic::elf::{self as format, HEADER_BYTES, Header, Kind, Layout, Segment};
 use rt::{
     rt,
-    space::{FileMapping, MapRequest, Placement, Prot, ProgramId, SpaceError},
+    space::{FileMapping, MapRequest, Placement, ProgramId, Prot, SpaceError},
 };
 
 use super::{read_exactly, read_fully};
@@ -78,12 +78,7 @@ pub fn map_elf(owner: ProgramId, file: &Arc<OpenFile>, base: u64) -> SysResult<L
     })
 }
 
-fn map_segment(
-    owner: ProgramId,
-    segment: &Segment,
-    bias: u64,
-    mapping: impl Fn(u64) -> FileMapping,
-) -> SysResult<()> {
+fn map_segment(owner: ProgramId, segment: &Segment, bias: u64, mapping: impl Fn(u64) -> FileMapping) -> SysResult<()> {
     let start = segment.page_start().wrapping_add(bias);
     let file_end = segment.file_page_end().wrapping_add(bias);
     let end = segment.page_end().wrapping_add(bias);

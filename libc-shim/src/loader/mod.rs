@@ -4,12 +4,15 @@
 //! the order: script or ELF, program, interpreter, heap, stack, registers.
 use alloc::{boxed::Box, sync::Arc, vec, vec::Vec};
 
-use fs::{Location, OpenFile, OpenFlags, SliceSink, vfs::{Base, Follow}};
+use fs::{
+    Location, OpenFile, OpenFlags, SliceSink,
+    vfs::{Base, Follow},
+};
 use logic::elf::{self as format, ElfError, Kind};
 use rt::{
     regs::TrapFrame,
     rt,
-    space::{MapRequest, Placement, Prot, ProgramId},
+    space::{MapRequest, Placement, ProgramId, Prot},
 };
 
 use crate::{
@@ -79,7 +82,11 @@ pub fn load(owner: ProgramId, base: &Base<'_>, request: Request<'_>) -> SysResul
             continue;
         }
         let environment = request.environment;
-        return load_elf(owner, base, LoadElf { file, location, path, arguments, environment, stack_limit: request.stack_limit });
+        return load_elf(
+            owner,
+            base,
+            LoadElf { file, location, path, arguments, environment, stack_limit: request.stack_limit },
+        );
     }
     Err(ELOOP)
 }
@@ -107,15 +114,18 @@ fn load_elf(owner: ProgramId, base: &Base<'_>, what: LoadElf) -> SysResult<Ready
     let entry = interpreter.as_ref().map_or(program.entry, |i| i.entry);
     // The heap starts behind the program, at a distance of its own, as on Linux.
     let brk_start = program.end + random_pages(0x2000);
-    let placed = stack::build(owner, &stack::Contents {
-        arguments: &what.arguments,
-        environment: &what.environment,
-        path: &what.path,
-        program: &program,
-        interpreter_base: interpreter.as_ref().map_or(0, |i| i.bias),
-        stack_bytes: what.stack_limit,
-        executable: program.exec_stack,
-    })?;
+    let placed = stack::build(
+        owner,
+        &stack::Contents {
+            arguments: &what.arguments,
+            environment: &what.environment,
+            path: &what.path,
+            program: &program,
+            interpreter_base: interpreter.as_ref().map_or(0, |i| i.bias),
+            stack_bytes: what.stack_limit,
+            executable: program.exec_stack,
+        },
+    )?;
     let frame = TrapFrame {
         rip: entry,
         rsp: placed.stack_pointer,
@@ -212,4 +222,3 @@ fn shown(path: &[u8]) -> alloc::string::String {
 fn check_string_bytes(total: u64, stack_bytes: u64) -> SysResult<()> {
     if total > (stack_bytes / 4).clamp(131_072, 6 << 20) { Err(E2BIG) } else { Ok(()) }
 }
-

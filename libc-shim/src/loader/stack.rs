@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use rt::{
     rt,
-    space::{MapRequest, Placement, Prot, ProgramId},
+    space::{MapRequest, Placement, ProgramId, Prot},
 };
 
 use super::{check_string_bytes, elf::Loaded, random_pages};
@@ -72,7 +72,8 @@ fn map_stack(owner: ProgramId, contents: &Contents<'_>) -> SysResult<u64> {
         stack: true,
         label,
     };
-    let guard = space.map(owner, request(Placement::Hint(wanted - GUARD_BYTES), len + GUARD_BYTES, Prot::empty(), None))?;
+    let guard =
+        space.map(owner, request(Placement::Hint(wanted - GUARD_BYTES), len + GUARD_BYTES, Prot::empty(), None))?;
     let start = guard + GUARD_BYTES;
     space.map(owner, request(Placement::Fixed(start), len, prot, Some("[stack]")))?;
     Ok(start + len)

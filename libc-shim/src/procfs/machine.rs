@@ -1,6 +1,9 @@
 //! Content of /proc and /sys about the machine as a whole (proc(5), sysfs(5)).
 use alloc::{format, string::String};
-use core::{arch::x86_64::{__cpuid, __cpuid_count}, fmt::Write};
+use core::{
+    arch::x86_64::{__cpuid, __cpuid_count},
+    fmt::Write,
+};
 
 use rt::rt;
 
@@ -27,10 +30,7 @@ pub fn stat() -> String {
     }
     let boot = (rt().realtime_ns().saturating_sub(uptime)) / 1_000_000_000;
     let processes = program::all().len();
-    let _ = write!(
-        out,
-        "intr 0\nctxt 0\nbtime {boot}\nprocesses {processes}\nprocs_running 1\nprocs_blocked 0\n"
-    );
+    let _ = write!(out, "intr 0\nctxt 0\nbtime {boot}\nprocesses {processes}\nprocs_running 1\nprocs_blocked 0\n");
     out
 }
 
@@ -66,8 +66,10 @@ pub fn meminfo() -> String {
 const FLAGS_1_EDX: &str = "fpu vme de pse tsc msr pae mce cx8 apic _ sep mtrr pge mca cmov pat pse36 pn clflush _ dts acpi mmx fxsr sse sse2 ss ht tm ia64 pbe";
 const FLAGS_1_ECX: &str = "pni pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm _ pcid dca sse4_1 sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave _ avx f16c rdrand hypervisor";
 const FLAGS_7_EBX: &str = "fsgsbase tsc_adjust sgx bmi1 hle avx2 _ smep bmi2 erms invpcid rtm cqm _ mpx rdt_a avx512f avx512dq rdseed adx smap avx512ifma _ clflushopt clwb _ avx512pf avx512er avx512cd sha_ni avx512bw avx512vl";
-const FLAGS_EXT_EDX: &str = "_ _ _ _ _ _ _ _ _ _ _ syscall _ _ _ _ _ _ _ _ nx _ mmxext _ _ fxsr_opt pdpe1gb rdtscp _ lm 3dnowext 3dnow";
-const FLAGS_EXT_ECX: &str = "lahf_lm cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop skinit wdt _ lwp fma4";
+const FLAGS_EXT_EDX: &str =
+    "_ _ _ _ _ _ _ _ _ _ _ syscall _ _ _ _ _ _ _ _ nx _ mmxext _ _ fxsr_opt pdpe1gb rdtscp _ lm 3dnowext 3dnow";
+const FLAGS_EXT_ECX: &str =
+    "lahf_lm cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop skinit wdt _ lwp fma4";
 
 fn push_flags(out: &mut String, bits: u32, names: &str) {
     for (bit, name) in names.split(' ').enumerate() {
@@ -171,7 +173,8 @@ pub fn random_uuid() -> String {
     rt().random(&mut b);
     b[6] = b[6] & 0x0f | 0x40;
     b[8] = b[8] & 0x3f | 0x80;
-    let word = |range: core::ops::Range<usize>| b[range].iter().fold(String::new(), |s, byte| s + &format!("{byte:02x}"));
+    let word =
+        |range: core::ops::Range<usize>| b[range].iter().fold(String::new(), |s, byte| s + &format!("{byte:02x}"));
     format!("{}-{}-{}-{}-{}\n", word(0..4), word(4..6), word(6..8), word(8..10), word(10..16))
 }
 

@@ -111,7 +111,17 @@ fn print_sizes(out: &mut String, rss: u64, anonymous: u64, first: &str) {
          Shared_Dirty:   {:8} kB\nPrivate_Clean:  {:8} kB\nPrivate_Dirty:  {:8} kB\n\
          Referenced:     {:8} kB\nAnonymous:      {:8} kB\nAnonHugePages:  {:8} kB\n\
          Swap:           {:8} kB\nLocked:         {:8} kB\n",
-        kb(rss), kb(rss), 0, 0, kb(rss - anonymous), kb(anonymous), kb(rss), kb(anonymous), 0, 0, 0,
+        kb(rss),
+        kb(rss),
+        0,
+        0,
+        kb(rss - anonymous),
+        kb(anonymous),
+        kb(rss),
+        kb(anonymous),
+        0,
+        0,
+        0,
     );
 }
 

@@ -5,8 +5,7 @@ use rt::{
 };
 
 use super::{
-    Action, AltStack, Default as DefaultAction, SI_TKILL, SI_USER, SIGSEGV, SIGNALS, SigInfo,
-    SigSet, default_action,
+    Action, AltStack, Default as DefaultAction, SI_TKILL, SI_USER, SIGNALS, SIGSEGV, SigInfo, SigSet, default_action,
     deliver::CODE_END,
     frame::{self, Context, UCONTEXT_BYTES},
     send,

@@ -41,7 +41,11 @@ pub fn deliver(cx: &mut Ctx<'_>, mut interrupted: Option<Errno>) -> bool {
             Action::DEFAULT => match default_action(info.signal) {
                 DefaultAction::Ignore => {}
                 DefaultAction::Stop => {
-                    log::warn!("pid {}: signal {} would stop it; job control is not supported", cx.thread.program.pid, info.signal);
+                    log::warn!(
+                        "pid {}: signal {} would stop it; job control is not supported",
+                        cx.thread.program.pid,
+                        info.signal
+                    );
                 }
                 DefaultAction::Terminate | DefaultAction::Core => {
                     cx.thread.program.end(ExitStatus::Signal(info.signal as u8));

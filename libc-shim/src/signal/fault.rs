@@ -35,9 +35,7 @@ pub fn signal(task: &dyn Task, frame: &TrapFrame, fault: AppFault) -> Option<(Si
             let code = if mapped { SEGV_ACCERR } else { SEGV_MAPERR };
             (SigInfo::fault(SIGSEGV, code, address), page_fault(address, error))
         }
-        AppFault::Bus { address, error } => {
-            (SigInfo::fault(SIGBUS, BUS_ADRERR, address), page_fault(address, error))
-        }
+        AppFault::Bus { address, error } => (SigInfo::fault(SIGBUS, BUS_ADRERR, address), page_fault(address, error)),
         AppFault::Exception { vector, error } => {
             let record = FaultRecord { trap_number: u64::from(vector), error, cr2: 0 };
             (exception(task, frame, vector), record)
@@ -69,11 +67,7 @@ fn float_code(task: &dyn Task, frame: &TrapFrame, vector: u8) -> i32 {
     let mut state = VectorState { bytes: [0; VECTOR_STATE_BYTES], len: 0, features: 0 };
     task.save_vectors(frame, &mut state);
     let word = |at: usize| u16::from_le_bytes([state.bytes[at], state.bytes[at + 1]]);
-    let raised = if vector == 16 {
-        word(2) & !word(0)
-    } else {
-        word(24) & !(word(24) >> 7)
-    };
+    let raised = if vector == 16 { word(2) & !word(0) } else { word(24) & !(word(24) >> 7) };
     float_code_of_bits(raised & 0x3f)
 }
 

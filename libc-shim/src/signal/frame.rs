@@ -53,8 +53,8 @@ impl Context {
         let flags = UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS | if self.extended { UC_FP_XSTATE } else { 0 };
         let mut out = Fields::default().u64(flags).u64(0).put(&stack_bytes(&self.alt_stack, r.rsp));
         for register in [
-            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
-            r.rcx, r.rsp, r.rip, r.rflags,
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx,
+            r.rsp, r.rip, r.rflags,
         ] {
             out = out.u64(register);
         }

@@ -52,9 +52,8 @@ impl SigSet {
     /// SIGKILL and SIGSTOP, which cannot be blocked.
     pub const UNBLOCKABLE: Self = Self(1 << (SIGKILL - 1) | 1 << (SIGSTOP - 1));
     /// Signals that code raises by what it does: delivered before all others.
-    const SYNCHRONOUS: Self = Self(
-        1 << (SIGSEGV - 1) | 1 << (SIGBUS - 1) | 1 << (SIGILL - 1) | 1 << (SIGTRAP - 1) | 1 << (SIGFPE - 1),
-    );
+    const SYNCHRONOUS: Self =
+        Self(1 << (SIGSEGV - 1) | 1 << (SIGBUS - 1) | 1 << (SIGILL - 1) | 1 << (SIGTRAP - 1) | 1 << (SIGFPE - 1));
 
     pub fn of(signal: u32) -> Self {
         Self(1 << (signal - 1))

@@ -26,7 +26,8 @@ fn document() -> String {
             Support::Partial(_) => partial += 1,
             Support::No(_) => no += 1,
         }
-        let arguments: Vec<&str> = row.signature.split(',').filter_map(|a| a.split(':').next()).map(str::trim).collect();
+        let arguments: Vec<&str> =
+            row.signature.split(',').filter_map(|a| a.split(':').next()).map(str::trim).collect();
         let _ = writeln!(out, "| {} | `{}({})` | {level} | {note} |", row.number, row.name, arguments.join(", "));
     }
     let absent: Vec<&str> =

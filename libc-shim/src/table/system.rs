@@ -8,8 +8,8 @@ use crate::{
     args::{
         Addr, Fd, Hex, TimespecIn,
         flags::{
-            CloneFlags, EventFlags, MapFlags, MlockallFlags, MsyncFlags, Prot, RandomFlags, RemapFlags, RseqFlags, TimerFlags,
-            TimerfdFlags,
+            CloneFlags, EventFlags, MapFlags, MlockallFlags, MsyncFlags, Prot, RandomFlags, RemapFlags, RseqFlags,
+            TimerFlags, TimerfdFlags,
         },
         names::{
             Advice, ArchPrctlOp, ClockId, FutexOp, MaskHow, MembarrierCmd, PrctlOp, PriorityWhich, Resource, RusageWho,

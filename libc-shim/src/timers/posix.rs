@@ -7,11 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Alarm, Expire, deadline, is_realtime, itimerspec_bytes, read_itimerspec};
 use crate::{
-    args::{
-        Addr,
-        flags::TimerFlags,
-        names::ClockId,
-    },
+    args::{Addr, flags::TimerFlags, names::ClockId},
     call::Ctx,
     errno::{EAGAIN, EINVAL, SysResult},
     program::Program,
