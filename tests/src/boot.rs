@@ -31,6 +31,10 @@ pub fn add(suite: &mut Suite) {
     suite.add(Slice::Default, "boot/with-2-gib", || {
         hello(|machine| Machine { memory_bytes: 2048 * MIB, ..with_image(machine, ImageAs::Disk) })
     });
+    // This firmware assigns no PCI resources: the kernel does.
+    suite.add(Slice::Default, "boot/q35/qboot", || {
+        hello(|machine| Machine { bios: Some("qboot.rom".into()), ..with_image(machine, ImageAs::Disk) })
+    });
     suite.add(Slice::Default, "boot/init-is-missing", || missing_init("/no/such/program"));
     suite.add(Slice::Default, "boot/exact-repeats", exact);
 }

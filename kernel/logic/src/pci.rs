@@ -152,9 +152,31 @@ pub fn memory_bar(config: &impl ConfigSpace, function: &Function, index: u8) -> 
     (address.is_multiple_of(len) && address.checked_add(len).is_some()).then_some(Bar { address, len, wide })
 }
 
-/// Gives memory BARs that firmware left at 0 a place in `[next, end)`, from the bottom up. False: no
-/// room.
-pub fn assign_bars(config: &impl ConfigSpace, function: &Function, next: &mut u64, end: u64) -> bool {
+/// Where unassigned BARs may go: `[next, end)`, filled from the bottom up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarWindow {
+    pub next: u64,
+    pub end: u64,
+}
+
+impl BarWindow {
+    /// An aligned place of `len` bytes (a power of two).
+    fn take(&mut self, len: u64) -> Option<u64> {
+        let address = self.next.checked_next_multiple_of(len)?;
+        let after = address.checked_add(len).filter(|after| *after <= self.end)?;
+        self.next = after;
+        Some(address)
+    }
+}
+
+/// Gives memory BARs that firmware left at 0 a place: 32-bit ones in `low`, 64-bit ones in `high`.
+/// False: no room.
+pub fn assign_bars(
+    config: &impl ConfigSpace,
+    function: &Function,
+    low: &mut BarWindow,
+    high: &mut BarWindow,
+) -> bool {
     let mut index = 0;
     while index < function.bars {
         let Some(bar) = memory_bar(config, function, index) else {
@@ -162,17 +184,13 @@ pub fn assign_bars(config: &impl ConfigSpace, function: &Function, next: &mut u6
             continue;
         };
         if bar.address == 0 {
-            let Some(address) = next.checked_next_multiple_of(bar.len) else { return false };
-            let limit = if bar.wide { end } else { end.min(1 << 32) };
-            if address.checked_add(bar.len).is_none_or(|bar_end| bar_end > limit) {
-                return false;
-            }
+            let window = if bar.wide { &mut *high } else { &mut *low };
+            let Some(address) = window.take(bar.len) else { return false };
             let offset = BAR_0 + 4 * u16::from(index);
             config.write(function.address, offset, address as u32);
             if bar.wide {
                 config.write(function.address, offset + 4, (address >> 32) as u32);
             }
-            *next = address + bar.len;
         }
         index += 1 + u8::from(bar.wide);
     }

@@ -88,12 +88,19 @@ fn sizes_and_assigns_bars() {
     assert_eq!(memory_bar(&fake, &disk, 1), Some(Bar { address: 0xfeb0_0000, len: 0x1000, wide: false }));
     assert_eq!(memory_bar(&fake, &disk, 4), Some(Bar { address: 0, len: 0x4000, wide: true }));
     assert_eq!((memory_bar(&fake, &disk, 0), memory_bar(&fake, &disk, 6)), (None, None));
-    let mut next = 0x40_0000_1000;
-    assert!(!assign_bars(&fake, &disk, &mut next, 0x40_0000_5000));
-    assert!(assign_bars(&fake, &disk, &mut next, u64::MAX));
+    let mut low = BarWindow { next: 0xf000_0000, end: 0xf100_0000 };
+    let mut high = BarWindow { next: 0x40_0000_1000, end: 0x40_0000_5000 };
+    assert!(!assign_bars(&fake, &disk, &mut low, &mut high));
+    high.end = u64::MAX;
+    assert!(assign_bars(&fake, &disk, &mut low, &mut high));
     assert_eq!(memory_bar(&fake, &disk, 4).unwrap().address, 0x40_0000_4000);
     assert_eq!(memory_bar(&fake, &disk, 1).unwrap().address, 0xfeb0_0000);
     assert_eq!(fake.read(DISK, COMMAND) & 0xffff, 0, "decoding is as it was");
+    // As after qboot, which assigns nothing: the 32-bit BAR goes below 4 GiB.
+    fake.write(DISK, BAR_0 + 4, 0);
+    assert!(assign_bars(&fake, &disk, &mut low, &mut high));
+    assert_eq!(memory_bar(&fake, &disk, 1).unwrap().address, 0xf000_0000);
+    assert_eq!(low.next, 0xf000_1000);
 }
 
 #[test]
@@ -124,7 +131,8 @@ fn nonsense_does_no_harm() {
             for bar in 0..8 {
                 let _ = memory_bar(&fake, &function, bar);
             }
-            assign_bars(&fake, &function, &mut 0x1000, 1 << 40);
+            let mut window = BarWindow { next: 0x1000, end: 1 << 40 };
+            assign_bars(&fake, &function, &mut window.clone(), &mut window);
         }
     }
 }

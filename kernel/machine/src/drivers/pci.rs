@@ -7,7 +7,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 
 use logic::{
     acpi::Ecam,
-    pci::{self, Address, ConfigSpace, Function, Msix},
+    pci::{self, Address, BarWindow, ConfigSpace, Function, Msix},
     virtio::Registers,
 };
 use x86_64::instructions::port::Port;
@@ -18,9 +18,11 @@ use crate::cpu::{apic, irq, lock::IrqSpin};
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
-/// Where BARs go that firmware left out: above any RAM that these machines have, and within the 40
-/// physical address bits of the smallest CPU model.
-const SPARE: (u64, u64) = (0x40_0000_0000, 0x80_0000_0000);
+/// Where BARs go that firmware left out (qboot assigns none): 32-bit ones in the PCI hole below the
+/// APICs, where PCs and QEMU's machines have no RAM; 64-bit ones above any RAM that these machines
+/// have, and within the 40 physical address bits of the smallest CPU model.
+const SPARE_LOW: BarWindow = BarWindow { next: 0xf000_0000, end: 0xfe00_0000 };
+const SPARE_HIGH: BarWindow = BarWindow { next: 0x40_0000_0000, end: 0x80_0000_0000 };
 
 enum Access {
     Ports,
@@ -32,7 +34,8 @@ enum Access {
 pub struct Host {
     access: IrqSpin<Access>,
     first_bus: u8,
-    spare: IrqSpin<u64>,
+    /// For 32-bit and for 64-bit BARs.
+    spare: IrqSpin<(BarWindow, BarWindow)>,
 }
 
 impl Host {
@@ -44,7 +47,7 @@ impl Host {
             let ecam = ecams.iter().find(|ecam| ecam.segment == 0)?;
             (Access::Ecam(*ecam, BTreeMap::new()), ecam.first_bus)
         };
-        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new(SPARE.0) })
+        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new((SPARE_LOW, SPARE_HIGH)) })
     }
 
     pub fn functions(&self) -> Vec<Function> {
@@ -54,7 +57,8 @@ impl Host {
     /// Gives the function its missing BARs and switches it on.
     pub fn enable(&self, function: &Function) -> bool {
         let mut spare = self.spare.lock();
-        let assigned = pci::assign_bars(self, function, &mut spare, SPARE.1);
+        let (low, high) = &mut *spare;
+        let assigned = pci::assign_bars(self, function, low, high);
         if assigned {
             pci::enable(self, function);
         }
