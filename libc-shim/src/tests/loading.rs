@@ -14,7 +14,7 @@ fn put(caller: &Caller, path: &str, bytes: &[u8]) {
     let root = caller.program.vfs.root();
     let base = Base::new(&root, &root);
     for (at, _) in path.match_indices('/').skip(1) {
-        let _ = base.create_directory(path[..at].as_bytes(), 0o755);
+        let _ = base.create_directory(&path.as_bytes()[..at], 0o755);
     }
     let file = base.open(path.as_bytes(), OpenFlags::CREATE | OpenFlags::READ_WRITE, 0o755).unwrap();
     let mut source = SliceSource::new(bytes);

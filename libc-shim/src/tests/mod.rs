@@ -107,7 +107,7 @@ pub fn in_program<T: Send + 'static>(work: impl FnOnce(&Caller) -> T + Send + 's
     let pid = NEXT_PID.fetch_add(1, Ordering::Relaxed);
     let program = Program::new(NewProgram { pid, parent: 0, vfs, directory, trace: false });
     let thread = Arc::new(Thread::new(program.clone(), b"test"));
-    start(program, thread, |task, thread| threads::adopt_first(task, thread), work).recv().unwrap()
+    start(program, thread, threads::adopt_first, work).recv().unwrap()
 }
 
 /// Runs `work` as another thread of `program`.
