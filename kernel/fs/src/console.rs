@@ -10,12 +10,7 @@
 //!
 //! # Locking
 //! `input` and `settings` are leaf spin locks.
-use alloc::{
-    collections::VecDeque,
-    string::ToString,
-    sync::Arc,
-    vec::Vec,
-};
+use alloc::{collections::VecDeque, string::ToString, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use rt::{
@@ -167,11 +162,7 @@ impl Console {
                 continue;
             }
             let byte = if byte == b'\r' && settings.return_is_newline { b'\n' } else { byte };
-            let echoed = if settings.canonical {
-                self.input.lock().edit(byte)
-            } else {
-                self.input.lock().append(byte)
-            };
+            let echoed = if settings.canonical { self.input.lock().edit(byte) } else { self.input.lock().append(byte) };
             if settings.echo {
                 self.echo(echoed, settings);
             }

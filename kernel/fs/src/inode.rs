@@ -183,10 +183,14 @@ pub enum RenameMode {
 /// fallocate(2)'s modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocateMode {
-    Reserve { keep_size: bool },
+    Reserve {
+        keep_size: bool,
+    },
     /// FALLOC_FL_PUNCH_HOLE (with KEEP_SIZE, as Linux demands).
     PunchHole,
-    ZeroRange { keep_size: bool },
+    ZeroRange {
+        keep_size: bool,
+    },
 }
 
 /// A file, directory, link or device of one file system.
@@ -228,13 +232,7 @@ pub trait Inode: Any + Send + Sync {
     }
     /// `to_directory` is of the same file system. The VFS has checked that a directory does not
     /// move below itself, and runs one rename a file system at a time.
-    fn rename(
-        &self,
-        _name: &[u8],
-        _to_directory: &Arc<dyn Inode>,
-        _to_name: &[u8],
-        _mode: RenameMode,
-    ) -> FsResult<()> {
+    fn rename(&self, _name: &[u8], _to_directory: &Arc<dyn Inode>, _to_name: &[u8], _mode: RenameMode) -> FsResult<()> {
         Err(FsError::NotPermitted)
     }
     /// Lists from `cursor` on (0 at first, then [`DirEntry::next`]); the result is the cursor to go on

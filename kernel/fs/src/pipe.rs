@@ -95,11 +95,8 @@ impl Pipe {
         }
         // The peer may open, be satisfied by us, and leave before we look: so what counts is an open
         // since now, or a peer there before we were.
-        let (peers, opens) = if reads {
-            (&self.writers, &self.writer_opens)
-        } else {
-            (&self.readers, &self.reader_opens)
-        };
+        let (peers, opens) =
+            if reads { (&self.writers, &self.writer_opens) } else { (&self.readers, &self.reader_opens) };
         let seen = opens.load(Ordering::Acquire);
         let has_peer = peers.load(Ordering::Acquire) > 0;
         let end = self.clone().end(reads, writes);

@@ -1,7 +1,7 @@
 //! What the tests of several modules share: disks in memory, images, and short calls.
 use std::{
-    fs, path::Path, process::Command, string::String, sync::Arc, sync::atomic::AtomicUsize,
-    sync::atomic::Ordering, vec, vec::Vec,
+    fs, path::Path, process::Command, string::String, sync::Arc, sync::atomic::AtomicUsize, sync::atomic::Ordering,
+    vec, vec::Vec,
 };
 
 use rt::{

@@ -4,8 +4,8 @@
 use fs::{
     FileSystem, FsError, FsResult, OpenFlags, SliceSink, SliceSource, Vfs,
     cache::{FilePages, PageSource, Readahead, reclaim},
-    vfs::{Base, MountSpec},
     tmpfs::TmpFs,
+    vfs::{Base, MountSpec},
 };
 use rt::page::{PAGE_SIZE, Page};
 

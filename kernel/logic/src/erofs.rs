@@ -100,11 +100,20 @@ impl SuperBlock {
 enum Layout {
     /// Devices, FIFOs, sockets, and empty files.
     Nothing,
-    Plain { start: u64 },
+    Plain {
+        start: u64,
+    },
     /// Whole blocks at `start`; what is left of the last one at `tail`.
-    Inline { start: u64, tail: u64 },
+    Inline {
+        start: u64,
+        tail: u64,
+    },
     /// A table of block addresses at `table`, one entry for each chunk.
-    Chunked { table: u64, entry_size: u64, chunk_bits: u32 },
+    Chunked {
+        table: u64,
+        entry_size: u64,
+        chunk_bits: u32,
+    },
 }
 
 /// Where the bytes of one page of a file come from.
@@ -112,9 +121,14 @@ enum Layout {
 pub enum PageSource {
     /// `len` bytes at this offset of the image; the rest of the page is zero. Whole pages and the last
     /// page of a plain file are aligned to blocks.
-    Image { offset: u64, len: usize },
+    Image {
+        offset: u64,
+        len: usize,
+    },
     /// Its chunk's block address stands in the image here ([`Inode::resolve_chunk`]).
-    ChunkEntry { offset: u64 },
+    ChunkEntry {
+        offset: u64,
+    },
     Zero,
 }
 
@@ -158,11 +172,8 @@ impl Inode {
         let xattr_size = if xattr_count == 0 { 0 } else { 12 + (xattr_count - 1) * 4 };
         let body_end = offset + if extended { INODE_SIZE_MAX } else { INODE_SIZE_MIN } as u64 + xattr_size;
         let has_content = matches!(mode & 0o170000, 0o040000 | 0o100000 | 0o120000);
-        let layout = if has_content && size > 0 {
-            Self::layout(format, content, size, body_end, sb)?
-        } else {
-            Layout::Nothing
-        };
+        let layout =
+            if has_content && size > 0 { Self::layout(format, content, size, body_end, sb)? } else { Layout::Nothing };
         let size = if has_content { size } else { 0 };
         let rdev = if has_content { 0 } else { content };
         Ok(Self { mode, links, uid, gid, size, rdev, modified, layout, image_bytes: sb.image_bytes })

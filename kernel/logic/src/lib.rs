@@ -8,18 +8,18 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod buddy;
 pub mod cmos_clock;
 pub mod elf;
+pub mod erofs;
+pub mod fd_table;
 pub mod futex;
-pub mod buddy;
-pub mod timers;
-pub mod run_queue;
+pub mod path;
 pub mod pci;
 pub mod physical;
 pub mod pvh;
 pub mod random;
+pub mod run_queue;
+pub mod timers;
 pub mod virtio;
 pub mod vma;
-pub mod fd_table;
-pub mod path;
-pub mod erofs;

@@ -171,12 +171,7 @@ impl BarWindow {
 
 /// Gives memory BARs that firmware left at 0 a place: 32-bit ones in `low`, 64-bit ones in `high`.
 /// False: no room.
-pub fn assign_bars(
-    config: &impl ConfigSpace,
-    function: &Function,
-    low: &mut BarWindow,
-    high: &mut BarWindow,
-) -> bool {
+pub fn assign_bars(config: &impl ConfigSpace, function: &Function, low: &mut BarWindow, high: &mut BarWindow) -> bool {
     let mut index = 0;
     while index < function.bars {
         let Some(bar) = memory_bar(config, function, index) else {

@@ -29,7 +29,11 @@ pub fn weight(nice: i8) -> u32 {
 
 /// Virtual nanoseconds for `ran_ns` at `weight`.
 pub fn virtual_ns(ran_ns: u64, weight: u32) -> u64 {
-    if u64::from(weight) == NICE_0 { ran_ns } else { (u128::from(ran_ns) * u128::from(NICE_0) / u128::from(weight.max(1))) as u64 }
+    if u64::from(weight) == NICE_0 {
+        ran_ns
+    } else {
+        (u128::from(ran_ns) * u128::from(NICE_0) / u128::from(weight.max(1))) as u64
+    }
 }
 
 /// The waiting entities of one CPU. The running one is not among them; its owner keeps its virtual

@@ -9,12 +9,7 @@
 //! `slots` is a leaf spin lock: pages are allocated, read and freed outside it.
 mod reclaim;
 
-use alloc::{
-    boxed::Box,
-    collections::BTreeMap,
-    sync::Arc,
-    vec::Vec,
-};
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use core::ops::Range;
 
 use rt::{

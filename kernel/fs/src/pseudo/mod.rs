@@ -21,13 +21,7 @@
 //! A tree's spin lock is a leaf; content is made and names are asked for outside it.
 mod node;
 
-use alloc::{
-    boxed::Box,
-    collections::BTreeMap,
-    string::String,
-    sync::Arc,
-    vec::Vec,
-};
+use alloc::{boxed::Box, collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 
 use rt::sync::SpinLock;
 

@@ -85,9 +85,10 @@ impl PseudoInode {
     fn child_number(&self, name: &[u8]) -> u64 {
         // FNV-1a over the parent's number and the name; 0 is no inode number, and 1 the root's.
         let bytes = self.number.to_le_bytes();
-        let hash = bytes.iter().chain(name).fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = bytes
+            .iter()
+            .chain(name)
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         (hash & 0x7fff_ffff).max(2)
     }
 }

@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use rt::{
     page::{PAGE_SIZE, Page},
-    space::{Pager, PagerError},
     rt,
+    space::{Pager, PagerError},
     sync::SpinLock,
 };
 
@@ -78,16 +78,8 @@ impl Node {
         };
         let now = Timestamp::now();
         let links = if node.kind() == FileKind::Directory { 2 } else { 1 };
-        let attributes = Attributes {
-            permissions,
-            links,
-            uid: 0,
-            gid: 0,
-            accessed: now,
-            modified: now,
-            changed: now,
-            created: now,
-        };
+        let attributes =
+            Attributes { permissions, links, uid: 0, gid: 0, accessed: now, modified: now, changed: now, created: now };
         let number = shared.next_number.fetch_add(1, Ordering::Relaxed);
         Self::build(shared, node.kind(), number, rdev, false, attributes, body)
     }

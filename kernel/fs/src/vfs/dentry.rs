@@ -6,12 +6,7 @@
 //! # Locking
 //! `place`, `children` and `mounted` are spin locks and leaves; dentries are dropped outside them,
 //! since a file system's inode may go with one.
-use alloc::{
-    boxed::Box,
-    collections::BTreeMap,
-    sync::Arc,
-    vec::Vec,
-};
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rt::sync::SpinLock;
@@ -279,8 +274,7 @@ impl Dentry {
     fn prune_children(&self) -> usize {
         // A child that only the map holds has no open files, walks, or cached children. Dropped
         // after the lock.
-        let unused: Vec<_> =
-            self.children.lock().map.extract_if(.., |_, child| child.is_unused()).collect();
+        let unused: Vec<_> = self.children.lock().map.extract_if(.., |_, child| child.is_unused()).collect();
         CACHED.fetch_sub(unused.len(), Ordering::Relaxed);
         unused.len()
     }
@@ -289,9 +283,7 @@ impl Dentry {
 impl Child {
     fn is_unused(&self) -> bool {
         match self {
-            Self::Present(dentry) => {
-                Arc::strong_count(dentry) == 1 && !dentry.has_mount.load(Ordering::Relaxed)
-            }
+            Self::Present(dentry) => Arc::strong_count(dentry) == 1 && !dentry.has_mount.load(Ordering::Relaxed),
             Self::Absent => true,
         }
     }

@@ -17,6 +17,6 @@ pub use operations::CreateMode;
 pub use walk::{Base, Follow};
 
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod tests;

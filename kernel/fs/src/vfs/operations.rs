@@ -305,7 +305,8 @@ fn open_temporary(directory: &Location, flags: OpenFlags, permissions: CreateMod
     }
     directory.check_writable()?;
     let inode = directory.inode().create_unnamed(permissions)?;
-    let location = Location { mount: directory.mount.clone(), dentry: super::dentry::Dentry::unnamed(inode, b"/#temporary") };
+    let location =
+        Location { mount: directory.mount.clone(), dentry: super::dentry::Dentry::unnamed(inode, b"/#temporary") };
     location.open(flags - (OpenFlags::DIRECTORY | OpenFlags::TRUNCATE))
 }
 

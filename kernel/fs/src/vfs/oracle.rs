@@ -85,11 +85,9 @@ impl Pair {
             0 => ("mkdir", unit(self.ours.mkdir(&path)), done(host::create_dir(self.at(&path)))),
             1 => ("rmdir", unit(base.remove_directory(bytes)), done(host::remove_dir(self.at(&path)))),
             2 => ("unlink", unit(base.unlink(bytes)), done(host::remove_file(self.at(&path)))),
-            3 | 4 => (
-                "write",
-                unit(self.ours.write(&path, &pattern(len))),
-                done(host::write(self.at(&path), pattern(len))),
-            ),
+            3 | 4 => {
+                ("write", unit(self.ours.write(&path, &pattern(len))), done(host::write(self.at(&path), pattern(len))))
+            }
             5 => ("append", unit(self.append(&path)), done(self.append_theirs(&path))),
             6 => ("read", self.ours.read(&path).map_err(errno), host::read(self.at(&path)).map_err(number)),
             7 | 8 => (
@@ -131,8 +129,7 @@ impl Pair {
         let mut ours = self.ours.names(directory).unwrap();
         ours.sort();
         let listed = host::read_dir(self.at(directory)).unwrap();
-        let mut theirs: Vec<String> =
-            listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut theirs: Vec<String> = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         theirs.sort();
         assert_eq!(ours, theirs, "{directory}");
         for name in ours {

@@ -156,10 +156,7 @@ fn renaming() {
     assert_eq!(rename("moved/file/", "x"), Err(FsError::NotDirectory));
     assert_eq!(rename("none", "x"), Err(FsError::NotFound));
     root.write("other", b"other").unwrap();
-    assert_eq!(
-        base.rename(b"other", &base, b"moved/file", RenameMode::NoReplace),
-        Err(FsError::Exists)
-    );
+    assert_eq!(base.rename(b"other", &base, b"moved/file", RenameMode::NoReplace), Err(FsError::Exists));
     base.rename(b"other", &base, b"moved/file", RenameMode::Exchange).unwrap();
     assert_eq!(root.read("other").unwrap(), b"content");
     assert_eq!(open.path(&root), b"/other");
@@ -180,7 +177,8 @@ fn mounts() {
     root.mkdir("mnt").unwrap();
     root.write("mnt/hidden", b"").unwrap();
     let point = root.base().resolve(b"mnt", Follow::Yes).unwrap();
-    let inner = vfs.mount(&point, TmpFs::new(1 << 20), MountSpec { options: "size=1m".into(), ..MountSpec::new("tmpfs") });
+    let inner =
+        vfs.mount(&point, TmpFs::new(1 << 20), MountSpec { options: "size=1m".into(), ..MountSpec::new("tmpfs") });
     assert_eq!(resolve(&root, "mnt/hidden"), Err(FsError::NotFound));
     root.write("mnt/inside", b"x").unwrap();
     assert_eq!(resolve(&root, "mnt/../mnt/inside").unwrap(), b"/mnt/inside");
@@ -261,9 +259,8 @@ fn fifos_and_devices() {
     assert_eq!(bytes, [0; 8]);
     assert_eq!(read("urandom", &mut bytes), Ok(8));
     assert_ne!(bytes, [0; 8]);
-    let write = |name: &str| {
-        root.open_path(name, OpenFlags::WRITE_ONLY).unwrap().write(&mut SliceSource::new(b"bytes"))
-    };
+    let write =
+        |name: &str| root.open_path(name, OpenFlags::WRITE_ONLY).unwrap().write(&mut SliceSource::new(b"bytes"));
     assert_eq!((write("null"), write("full")), (Ok(5), Err(FsError::NoSpace)));
     let null = root.open_path("null", OpenFlags::empty()).unwrap().metadata().unwrap();
     assert_eq!((null.kind, null.rdev, null.permissions), (FileKind::CharDevice, 0x103, 0o666));
