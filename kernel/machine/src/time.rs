@@ -102,7 +102,7 @@ fn known_hz() -> Option<u64> {
 
 /// Measures the counter against the APIC timer.
 fn measure_hz() -> u64 {
-    let off = crate::cpu::lock::InterruptsOff::new();
+    let off = crate::cpu::lock::InterruptsOff::enter();
     apic::arm_timer(u32::MAX);
     let from = counter();
     let wait = (HYPERVISOR_APIC_HZ / NS_PER_S * CALIBRATION_NS) as u32;

@@ -11,7 +11,7 @@ pub struct InterruptsOff {
 
 impl InterruptsOff {
     #[inline]
-    pub fn new() -> Self {
+    pub fn enter() -> Self {
         let were_on = interrupts::are_enabled();
         interrupts::disable();
         Self { were_on }
@@ -45,7 +45,7 @@ impl<T> IrqSpin<T> {
 
     #[inline]
     pub fn lock(&self) -> IrqSpinGuard<'_, T> {
-        let interrupts = InterruptsOff::new();
+        let interrupts = InterruptsOff::enter();
         loop {
             if let Some(inner) = self.inner.try_lock() {
                 return IrqSpinGuard { inner, _interrupts: interrupts };
@@ -58,7 +58,7 @@ impl<T> IrqSpin<T> {
 
     /// For the panic path: the lock if it is free, nothing else.
     pub fn try_lock(&self) -> Option<IrqSpinGuard<'_, T>> {
-        let interrupts = InterruptsOff::new();
+        let interrupts = InterruptsOff::enter();
         self.inner.try_lock().map(|inner| IrqSpinGuard { inner, _interrupts: interrupts })
     }
 }

@@ -144,7 +144,7 @@ fn counted(frame: u64) -> &'static FrameRecord {
 
 /// Runs `with` on this CPU's cache.
 fn with_cache<T>(with: impl FnOnce(&mut Cache) -> T) -> T {
-    let _off = InterruptsOff::new();
+    let _off = InterruptsOff::enter();
     let cpu = if percpu::ready() { percpu::this_cpu().index.get() as usize } else { 0 };
     // SAFETY: this CPU's entry, and interrupts are off.
     with(unsafe { &mut (*CACHES.0.get())[cpu] })

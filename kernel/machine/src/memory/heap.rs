@@ -118,7 +118,7 @@ fn order_of(layout: Layout) -> u32 {
 /// Runs `with` on the calling CPU's magazine of `class`.
 #[inline]
 fn with_magazine<T>(class: usize, with: impl FnOnce(&mut FreeList) -> T) -> T {
-    let _off = InterruptsOff::new();
+    let _off = InterruptsOff::enter();
     let cpu = if percpu::ready() { percpu::this_cpu().index.get() as usize } else { 0 };
     // SAFETY: this CPU's row, and interrupts are off: no other reference exists.
     with(unsafe { &mut (*MAGAZINES.0.get())[cpu][class] })

@@ -67,7 +67,7 @@ impl Personality for TestPersonality {
                 0
             }
             202 => {
-                let _off = InterruptsOff::new();
+                let _off = InterruptsOff::enter();
                 apic::arm_timer(0);
                 HITS.load(SeqCst) - WORK_DONE.load(SeqCst) - u64::from(task.is_interrupted())
             }

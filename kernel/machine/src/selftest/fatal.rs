@@ -26,6 +26,7 @@ fn wild_write() {
 }
 
 /// Overflows the kernel stack into its guard page, with interrupts off so that nothing else does.
+#[allow(unconditional_recursion, reason = "that is the point")]
 #[inline(never)]
 fn recurse(depth: u64) -> u64 {
     interrupts::disable();

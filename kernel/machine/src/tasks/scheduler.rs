@@ -195,7 +195,7 @@ fn choose_cpu(task: &Task) -> usize {
 
 /// Makes a task run soon. Its reference goes to a queue. From any context.
 pub fn make_runnable(task: Arc<Task>) {
-    let _off = InterruptsOff::new();
+    let _off = InterruptsOff::enter();
     let target = choose_cpu(&task);
     if target == cpu_number() {
         enqueue(&mut QUEUES[target].lock(), task);
@@ -258,7 +258,7 @@ pub fn interrupt(task: &Task) {
     if end_park(task, wake::PARKED_INTERRUPTIBLE, ended::INTERRUPTED) {
         return;
     }
-    let _off = InterruptsOff::new();
+    let _off = InterruptsOff::enter();
     let index = task.cpu.load(Ordering::Relaxed) as usize;
     if task.on_cpu.load(Ordering::Acquire)
         && index != cpu_number()
@@ -274,7 +274,7 @@ pub fn interrupt(task: &Task) {
 pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
     let task = current_ref();
     let interruptible = mode == ParkMode::Interruptible;
-    let off = InterruptsOff::new();
+    let off = InterruptsOff::enter();
     if task.wake.compare_exchange(wake::NOTIFIED, wake::RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
         return Parked::Woken;
     }
@@ -317,7 +317,7 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
 
 /// Lets others go first.
 pub fn yield_now() {
-    let _off = InterruptsOff::new();
+    let _off = InterruptsOff::enter();
     let task = current_ref();
     if let Some(first) = QUEUES[cpu_number()].lock().first() {
         task.vruntime.fetch_max(first, Ordering::Relaxed);
@@ -328,7 +328,7 @@ pub fn yield_now() {
 /// A point where kernel code lets another task go first if one is due: for long loops.
 pub fn preemption_point() {
     if this_cpu().reschedule.load(Ordering::Relaxed) {
-        let _off = InterruptsOff::new();
+        let _off = InterruptsOff::enter();
         switch_away(true);
     }
 }

@@ -217,7 +217,7 @@ pub fn spawn(spec: TaskSpec, prepare: &mut dyn FnMut(&TaskRef)) -> Result<Arc<Ta
                 let parent = current();
                 // SAFETY: the parent is the running task; its area is only touched here and now.
                 if let Some(vectors) = unsafe { &*parent.vectors.get() } {
-                    let _off = crate::cpu::lock::InterruptsOff::new();
+                    let _off = crate::cpu::lock::InterruptsOff::enter();
                     vectors.save();
                     area.copy_from(vectors);
                 }
@@ -339,7 +339,7 @@ impl TaskHandle for Task {
 
     fn save_vectors(&self, frame: &TrapFrame, out: &mut VectorState) {
         assert!(self.is_current(), "vector state of a task that does not run");
-        let _off = crate::cpu::lock::InterruptsOff::new();
+        let _off = crate::cpu::lock::InterruptsOff::enter();
         // SAFETY: the running task's area, interrupts off.
         if let Some(vectors) = unsafe { &mut *self.vectors.get() } {
             vectors.image(frame, out);
@@ -348,7 +348,7 @@ impl TaskHandle for Task {
 
     fn load_vectors(&self, frame: &mut TrapFrame, state: &VectorState) -> bool {
         assert!(self.is_current(), "vector state of a task that does not run");
-        let _off = crate::cpu::lock::InterruptsOff::new();
+        let _off = crate::cpu::lock::InterruptsOff::enter();
         // SAFETY: as in `save_vectors`.
         match unsafe { &mut *self.vectors.get() } {
             Some(vectors) => vectors.load_image(frame, state),
