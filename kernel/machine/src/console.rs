@@ -119,7 +119,7 @@ static LOGGER: Logger = Logger;
 
 /// Opens the serial port and registers the logger.
 pub fn init(level: log::LevelFilter) {
-    serial::init();
+    serial::init(|byte| INPUT.lock().push_back(byte));
     // A second registration is refused, which is what is wanted.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(level);

@@ -27,13 +27,17 @@ fn read_port(port: u16) -> u8 {
     unsafe { Port::new(port).read() }
 }
 
-/// 115,200 baud, 8N1, FIFOs on, interrupts off.
-pub fn init() {
+/// 115,200 baud, 8N1, FIFOs on, interrupts off. Input that is there already goes to `early`: switching
+/// the FIFOs on empties them, and a host may send before the guest is up.
+pub fn init(mut early: impl FnMut(u8)) {
     write_port(INTERRUPT_ENABLE, 0);
     write_port(LINE_CONTROL, 0x80);
     write_port(DATA, 1);
     write_port(INTERRUPT_ENABLE, 0);
     write_port(LINE_CONTROL, 3);
+    while let Some(byte) = read() {
+        early(byte);
+    }
     write_port(FIFO_CONTROL, 7);
     // OUT2 gates the interrupt line on PCs.
     write_port(MODEM_CONTROL, 0x0b);
