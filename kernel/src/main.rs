@@ -39,6 +39,7 @@ fn kernel_main(info: BootInfo) -> ! {
     console::set_level(level(config.log_level));
     let counter_at_entry = machine::time::counter();
     boot::init_time(config.exact, config.seed);
+    phase_at(&config, "entry", boot::entered_at());
     phase_at(&config, "kernel", counter_at_entry);
     let firmware = boot::firmware::read(&info);
     boot::firmware::apply(&firmware);
@@ -85,6 +86,7 @@ fn level(level: LogLevel) -> log::LevelFilter {
 /// The part of boot that may sleep: tests, or the root file system and the first program.
 fn first_task(_: usize) {
     let Some(boot) = BOOT.get() else { return };
+    phase(&boot.config, "first-task");
     if boot.config.root != Some(abi::Root::Module) {
         machine::drivers::find_disks(&boot.firmware, &boot.config.mmio_devices);
     }

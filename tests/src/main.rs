@@ -3,7 +3,7 @@
 //!
 //! `vm-tests [--quick|--full] [--list] [NAME...]`, from the repository's root, after the kernel and
 //! the test programs have been built (`scripts/test` does all of it). A NAME is part of a test's
-//! name. The last line is `N passed, N failed, N skipped`; the exit code is 1 if any failed.
+//! name. `vm-tests --measure [NAME...]` takes measurements instead ([`measure`]). The last line is `N passed, N failed, N skipped`; the exit code is 1 if any failed.
 
 mod boot;
 mod conformance;
@@ -11,6 +11,7 @@ mod gaps;
 mod guest;
 mod java;
 mod kernel;
+mod measure;
 mod suite;
 
 use std::{env, process::ExitCode};
@@ -21,10 +22,21 @@ fn main() -> ExitCode {
     let options = match Options::parse(env::args().skip(1)) {
         Ok(options) => options,
         Err(unknown) => {
-            eprintln!("error: unknown option {unknown}\nhelp: vm-tests [--quick|--full] [--list] [NAME...]");
+            eprintln!(
+                "error: unknown option {unknown}\nhelp: vm-tests [--quick|--full] [--list] [NAME...] | --measure [NAME...]"
+            );
             return ExitCode::from(2);
         }
     };
+    if options.measure {
+        return match measure::run(&options.names) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("error: {why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut suite = Suite::default();
     kernel::add(&mut suite);
     boot::add(&mut suite);
@@ -41,16 +53,18 @@ fn main() -> ExitCode {
 struct Options {
     slice: Slice,
     list: bool,
+    measure: bool,
     names: Vec<String>,
 }
 
 impl Options {
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self { slice: Slice::Default, list: false, names: Vec::new() };
+        let mut options = Self { slice: Slice::Default, list: false, measure: false, names: Vec::new() };
         for argument in arguments {
             match argument.as_str() {
                 "--quick" => options.slice = Slice::Quick,
                 "--full" => options.slice = Slice::Full,
+                "--measure" => options.measure = true,
                 "--list" => options.list = true,
                 option if option.starts_with('-') => return Err(argument),
                 _ => options.names.push(argument),

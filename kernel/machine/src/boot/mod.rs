@@ -6,6 +6,8 @@
 //! and then the kernel's own `main` (given by the `kernel` crate through [`Main`]).
 use alloc::{string::String, vec::Vec};
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::{
     console,
     cpu::{apic, features, smp},
@@ -36,6 +38,14 @@ pub struct BootInfo {
     pub module: Option<(u64, u64)>,
     /// Physical address of ACPI's RSDP; 0: none.
     pub rsdp: u64,
+}
+
+/// The time stamp counter when the first Rust code ran.
+static ENTERED_AT: AtomicU64 = AtomicU64::new(0);
+
+/// The time stamp counter at the kernel's entry: what came before it was firmware.
+pub fn entered_at() -> u64 {
+    ENTERED_AT.load(Ordering::Relaxed)
 }
 
 unsafe extern "Rust" {
@@ -73,6 +83,7 @@ fn segments() -> [paging::Segment; 4] {
 /// PVH's `hvm_start_info`.
 #[unsafe(no_mangle)]
 extern "C" fn boot_start(start_info: u32) -> ! {
+    ENTERED_AT.store(time::counter(), Ordering::Relaxed);
     heap::init_early();
     console::init(log::LevelFilter::Warn);
     // SAFETY: the boot stack is static; its high alias stays mapped.

@@ -13,7 +13,7 @@ use rt::{
 
 use super::{check, memory::request, tasks::wait_for};
 use crate::{
-    cpu::{apic, irq, lock::InterruptsOff},
+    cpu::{apic, irq, lock::InterruptsOff, percpu::this_cpu},
     memory::space::SPACE,
     tasks::{self, Task},
     time,
@@ -29,6 +29,8 @@ unsafe extern "C" {
     static snippet_spin: u8;
     static snippet_vectors: u8;
     static snippet_wait: u8;
+    static snippet_time_syscall: u8;
+    static snippet_time_fault: u8;
     static snippets_end: u8;
 }
 
@@ -227,6 +229,29 @@ pub fn interrupt_flag() -> Result<(), String> {
     let result = app.expect(7);
     SPACE.release(OWNER);
     result
+}
+
+/// Runs a snippet that exits with the ticks a round took, on the calling CPU.
+fn timed(snippet: *const u8, arguments: [u64; 2]) -> Result<u64, String> {
+    let app = App::start(snippet, arguments, 1 << this_cpu().index.get())?;
+    // Not by a timer, whose interrupt would be counted: it runs until it ends.
+    while !app.ended() {
+        tasks::yield_now();
+    }
+    SPACE.release(OWNER);
+    Ok(app.outcome.0.load(SeqCst))
+}
+
+/// Ticks of the system call that does nothing.
+pub fn null_syscall_ticks(rounds: u64) -> Result<u64, String> {
+    timed(&raw const snippet_time_syscall, [rounds, 0])
+}
+
+/// Ticks of the fault that a first write to an anonymous page is.
+pub fn fault_ticks(pages: u64) -> Result<u64, String> {
+    let all = request(pages * 4096, Prot::READ | Prot::WRITE, Placement::Anywhere);
+    let first = SPACE.map(OWNER, all).map_err(|e| format!("{e:?}"))?;
+    timed(&raw const snippet_time_fault, [first, pages])
 }
 
 /// Tasks with different vector, x87 and MXCSR state share CPU 0 by preemption alone.

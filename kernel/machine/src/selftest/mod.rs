@@ -1,5 +1,5 @@
 //! Kernel tests: what only the machine itself can show. `test=NAME` or `test=all` on the command line
-//! runs them instead of a program (those of [`fatal`] by name only); each reports by a control frame ([`abi::control::Frame::Test`]).
+//! runs them instead of a program (those of [`fatal`], and the measurements of [`bench`], by name only); each reports by a control frame ([`abi::control::Frame::Test`]).
 //!
 //! They run in a kernel task of their own, over the real scheduler, page tables and interrupts, and
 //! with a small personality that serves the application snippets of [`application`].
@@ -9,6 +9,7 @@ use core::fmt::Write;
 use crate::{console, drivers::first_disk};
 
 mod application;
+mod bench;
 mod disks;
 mod fatal;
 mod memory;
@@ -46,6 +47,9 @@ const DISK_TESTS: &[Test] = &[("disk-reads", disks::reads), ("disk-writes", disk
 pub fn run(name: &str) -> bool {
     application::register();
     fatal::run(name);
+    if name == "bench" {
+        return bench::run();
+    }
     let mut failed = 0;
     let mut ran = 0;
     let with_disk = if first_disk().is_some() { DISK_TESTS } else { &[] };
@@ -55,12 +59,15 @@ pub fn run(name: &str) -> bool {
         let result = body();
         ran += 1;
         failed += u32::from(result.is_err());
-        let detail = result.as_ref().err().map_or("", String::as_str);
-        let mut line = String::new();
-        let _ = write!(line, "{}", abi::control::Frame::Test { name: test, ok: result.is_ok(), detail });
-        console::write(line.as_bytes());
+        report(test, result.is_ok(), result.as_ref().err().map_or("", String::as_str));
     }
     ran > 0 && failed == 0
+}
+
+fn report(name: &str, ok: bool, detail: &str) {
+    let mut line = String::new();
+    let _ = write!(line, "{}", abi::control::Frame::Test { name, ok, detail });
+    console::write(line.as_bytes());
 }
 
 /// An error text unless `condition` holds.

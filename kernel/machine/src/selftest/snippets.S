@@ -7,6 +7,14 @@
     .set SYS_CHECK, 202             # 0: every interrupt so far led to its exit work
 
 
+    # The time stamp counter; clobbers rax and rdx.
+    .macro TICKS to
+    rdtsc
+    shl $32, %rdx
+    or %rdx, %rax
+    mov %rax, \to
+    .endm
+
     .macro LOAD_PATTERNS
     mov $0x1001, %ebx
     mov $0x1002, %edx
@@ -194,6 +202,38 @@ snippet_wait:
     mov $203, %eax
     syscall
     mov %rax, %rdi
+    mov $SYS_EXIT, %eax
+    syscall
+
+# rdi: rounds. Exits with the ticks that a round took, its own three instructions left out.
+snippet_time_syscall:
+    mov %rdi, %rbx
+    mov %rdi, %rbp
+    TICKS %r12
+1:  mov $SYS_VALUE, %eax
+    syscall
+    dec %rbx
+    jnz 1b
+    TICKS %rdi
+    sub %r12, %rdi
+    jmp 9f
+
+# rdi: the first of rsi untouched pages. Exits with the ticks that a first touch took.
+snippet_time_fault:
+    mov %rdi, %rbx
+    mov %rsi, %rcx
+    mov %rsi, %rbp
+    TICKS %r12
+1:  movb $1, (%rbx)
+    add $4096, %rbx
+    dec %rcx
+    jnz 1b
+    TICKS %rdi
+    sub %r12, %rdi
+9:  mov %rdi, %rax
+    xor %edx, %edx
+    div %rbp
+    lea -3(%rax), %rdi
     mov $SYS_EXIT, %eax
     syscall
 snippets_end:

@@ -1,0 +1,217 @@
+//! What the kernel's common paths cost (`test=bench`), in ticks of the time stamp counter: in `exact`
+//! mode a tick is an instruction, on one CPU. Each is reported as a test that passes, with the figure
+//! as its detail.
+//!
+//! With two CPUs a wake-up from one to the other is measured as well; that one says something by time
+//! only.
+use alloc::{boxed::Box, format, string::String, sync::Arc};
+use core::{
+    hint::black_box,
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+};
+
+use rt::{
+    rt,
+    space::{AddressSpace as _, Placement, ProgramId, Prot},
+    sync::WaitQueue,
+    task::{ParkMode, Task as _},
+};
+
+use super::{application, memory::request, report, tasks::spawn};
+use crate::{
+    cpu::percpu,
+    memory::space::SPACE,
+    tasks::{self, Task},
+    time,
+};
+
+const OWNER: ProgramId = ProgramId(80);
+const ROUNDS: u64 = 1000;
+const PAGE: u64 = 4096;
+const S: u64 = 1_000_000_000;
+
+type Bench = (&'static str, fn() -> Result<u64, String>);
+
+/// Each gives the ticks of one piece.
+const BENCHES: &[Bench] = &[
+    ("null-syscall", || application::null_syscall_ticks(ROUNDS)),
+    ("switch-by-unpark-and-park", || ping_pong(Kind::Park)),
+    ("switch-by-unpark-and-park-with-timeout", || ping_pong(Kind::ParkWithTimeout)),
+    ("switch-by-wait-queue", || ping_pong(Kind::Queue)),
+    ("switch-by-yield", switch_by_yield),
+    ("park-that-finds-its-token", token),
+    ("page-fault-4-kib", || application::fault_ticks(256)),
+    ("map-and-unmap-64-kib", || map_and_unmap(false)),
+    ("map-touch-and-unmap-64-kib", || map_and_unmap(true)),
+    ("heap-pair-64-bytes", heap_pair::<64>),
+    ("heap-pair-1-kib", heap_pair::<1024>),
+    ("task-spawn-to-its-end", spawn_and_end),
+];
+
+pub fn run() -> bool {
+    // On one CPU, as the exact mode has it, and as the switches are meant.
+    tasks::current().set_affinity(1);
+    let mut failed = false;
+    for (name, bench) in BENCHES {
+        // Once to fill the caches of the allocators: the second counts.
+        let _ = bench();
+        failed |= !tell(name, bench());
+    }
+    if percpu::online_count() > 1 {
+        failed |= !tell("wake-up-on-another-cpu", between_cpus());
+    }
+    !failed
+}
+
+fn tell(name: &str, result: Result<u64, String>) -> bool {
+    match &result {
+        Ok(ticks) if time::is_exact() => report(name, true, &format!("{ticks} instructions")),
+        Ok(ticks) => report(name, true, &format!("{} ns", time::ticks_to_ns(*ticks))),
+        Err(why) => report(name, false, why),
+    }
+    result.is_ok()
+}
+
+/// Ticks of a round of `body`, less those of reading the counter.
+fn per_round(rounds: u64, mut body: impl FnMut()) -> u64 {
+    let from = time::counter();
+    for _ in 0..rounds {
+        body();
+    }
+    (time::counter() - from) / rounds
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Park,
+    ParkWithTimeout,
+    Queue,
+}
+
+static MAIN: spin::Mutex<Option<Arc<Task>>> = spin::Mutex::new(None);
+static TURN: AtomicU64 = AtomicU64::new(0);
+static WITH_TIMEOUT: AtomicBool = AtomicBool::new(false);
+static QUEUE: WaitQueue = WaitQueue::new();
+
+/// Waits by parking until it is this turn.
+fn park_until(turn: u64) {
+    while TURN.load(SeqCst) != turn {
+        let deadline = WITH_TIMEOUT.load(SeqCst).then(|| time::now_ns() + S);
+        tasks::park(deadline, ParkMode::Interruptible);
+    }
+}
+
+fn queue_until(turn: u64) {
+    let _ = QUEUE.wait_until(None, ParkMode::Interruptible, || (TURN.load(SeqCst) == turn).then_some(()));
+}
+
+fn park_partner(_: usize) {
+    let Some(main) = MAIN.lock().clone() else { return };
+    for round in 0..ROUNDS {
+        park_until(2 * round + 1);
+        TURN.store(2 * round + 2, SeqCst);
+        main.unpark();
+    }
+}
+
+fn queue_partner(_: usize) {
+    for round in 0..ROUNDS {
+        queue_until(2 * round + 1);
+        TURN.store(2 * round + 2, SeqCst);
+        QUEUE.wake_one();
+    }
+}
+
+/// Two tasks wake each other and wait: the ticks of one wake-up with the switch it leads to.
+fn ping_pong(kind: Kind) -> Result<u64, String> {
+    one_way(kind, 1)
+}
+
+/// From a task on CPU 0 to one on CPU 1.
+fn between_cpus() -> Result<u64, String> {
+    one_way(Kind::Park, 2)
+}
+
+fn one_way(kind: Kind, partner_affinity: u64) -> Result<u64, String> {
+    TURN.store(0, SeqCst);
+    WITH_TIMEOUT.store(matches!(kind, Kind::ParkWithTimeout), SeqCst);
+    *MAIN.lock() = Some(tasks::current());
+    let by_queue = matches!(kind, Kind::Queue);
+    let partner = spawn(if by_queue { queue_partner } else { park_partner }, 0, partner_affinity, 0);
+    let mut round = 0;
+    let ticks = per_round(ROUNDS, || {
+        TURN.store(2 * round + 1, SeqCst);
+        if by_queue {
+            QUEUE.wake_one();
+            queue_until(2 * round + 2);
+        } else {
+            partner.unpark();
+            park_until(2 * round + 2);
+        }
+        round += 1;
+    });
+    *MAIN.lock() = None;
+    Ok(ticks / 2)
+}
+
+fn switch_by_yield() -> Result<u64, String> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    fn partner(_: usize) {
+        while !STOP.load(SeqCst) {
+            tasks::yield_now();
+        }
+    }
+    STOP.store(false, SeqCst);
+    spawn(partner, 0, 1, 0);
+    tasks::yield_now();
+    let ticks = per_round(ROUNDS, tasks::yield_now);
+    STOP.store(true, SeqCst);
+    tasks::yield_now();
+    Ok(ticks / 2)
+}
+
+/// An unpark that comes before the park, which then returns at once.
+fn token() -> Result<u64, String> {
+    Ok(tasks::with_current(|me| {
+        per_round(ROUNDS, || {
+            me.unpark();
+            tasks::park(None, ParkMode::Uninterruptible);
+        })
+    }))
+}
+
+fn map_and_unmap(touch: bool) -> Result<u64, String> {
+    const LEN: u64 = 64 << 10;
+    let mut result = Ok(());
+    let ticks = per_round(ROUNDS / 10, || {
+        result = (|| {
+            let at = SPACE.map(OWNER, request(LEN, Prot::READ | Prot::WRITE, Placement::Anywhere))?;
+            if touch {
+                for page in 0..LEN / PAGE {
+                    let _ = rt().user().write(at + page * PAGE, b"x");
+                }
+            }
+            SPACE.unmap(OWNER, at, LEN)
+        })();
+    });
+    result.map(|()| ticks).map_err(|error| format!("{error:?}"))
+}
+
+fn heap_pair<const BYTES: usize>() -> Result<u64, String> {
+    Ok(per_round(ROUNDS, || drop(black_box(Box::<[u8; BYTES]>::new_uninit()))))
+}
+
+fn spawn_and_end() -> Result<u64, String> {
+    static ENDED: AtomicUsize = AtomicUsize::new(0);
+    fn nothing(_: usize) {
+        ENDED.fetch_add(1, SeqCst);
+    }
+    ENDED.store(0, SeqCst);
+    Ok(per_round(ROUNDS / 10, || {
+        let before = ENDED.load(SeqCst);
+        spawn(nothing, 0, 1, 0);
+        while ENDED.load(SeqCst) == before {
+            tasks::yield_now();
+        }
+    }))
+}
