@@ -14,7 +14,7 @@ use logic::acpi::Acpi;
 use machine::{
     boot::{self, BootInfo},
     console, cpu,
-    drivers::power,
+    drivers::{Wanted, power},
     tasks,
 };
 use rt::task::{Start, TaskSpec};
@@ -87,16 +87,15 @@ fn level(level: LogLevel) -> log::LevelFilter {
 fn first_task(_: usize) {
     let Some(boot) = BOOT.get() else { return };
     phase(&boot.config, "first-task");
-    if boot.config.root != Some(abi::Root::Module) {
-        machine::drivers::find_disks(&boot.firmware, &boot.config.mmio_devices);
-    }
+    let wanted = Wanted { disks: boot.config.root != Some(abi::Root::Module), outside_world: !boot.config.exact };
+    machine::drivers::start_devices(&boot.firmware, &boot.config.mmio_devices, wanted);
     if let Some(name) = &boot.config.test {
         if !machine::selftest::run(name) {
             power::off(abi::exit::TEST_FAILED);
         }
         power::exit(0);
     }
-    machine::memory::frames::set_reclaimer(fs::cache::reclaim);
+    machine::memory::reclaim::add_reclaimer(fs::cache::reclaim);
     let vfs = match root::device(boot.config.root, boot.module).and_then(root::mount) {
         Ok(vfs) => vfs,
         Err(error) => boot::malformed(format_args!("{error}")),

@@ -12,7 +12,7 @@ use crate::{
     console,
     cpu::percpu::{self, this_cpu},
     drivers::power,
-    memory::{frames, space, user},
+    memory::{frames, reclaim, space, user},
     random, tasks, time,
 };
 
@@ -90,7 +90,7 @@ impl Runtime for Machine {
         loop {
             match frames::take_page(zeroed) {
                 Ok(frame) => return Ok(PageId(frame)),
-                Err(out) if this_cpu().lock_depth.get() != 0 || !frames::reclaim() => return Err(out),
+                Err(out) if this_cpu().lock_depth.get() != 0 || !reclaim::reclaim() => return Err(out),
                 Err(_) => {}
             }
         }

@@ -25,6 +25,12 @@ pub trait Pager: Send + Sync {
     fn page(&self, index: u64, write: bool) -> Result<Page, PagerError>;
     /// A page only if it is in memory already; for fault-around. Never sleeps.
     fn page_if_cached(&self, index: u64) -> Option<Page>;
+    /// As [`Pager::page_if_cached`] for the pages from `first` on, into `out`, whose places are `None`.
+    fn pages_if_cached(&self, first: u64, out: &mut [Option<Page>]) {
+        for (index, place) in (first..).zip(out) {
+            *place = self.page_if_cached(index);
+        }
+    }
     /// As `/proc/PID/maps` shows it.
     fn path(&self) -> String;
     /// (major, minor, inode) as `/proc/PID/maps` shows them.
@@ -119,6 +125,11 @@ pub trait AddressSpace: Sync {
     fn protect(&self, owner: ProgramId, start: u64, len: u64, prot: Prot) -> Result<(), SpaceError>;
     /// Drops the pages; anonymous ones read as zero afterwards (MADV_DONTNEED).
     fn discard(&self, owner: ProgramId, start: u64, len: u64) -> Result<(), SpaceError>;
+    /// Says that the range may have huge pages, or must not (MADV_HUGEPAGE, MADV_NOHUGEPAGE). Those that
+    /// are there stay. A space without huge pages takes it as the hint it is.
+    fn advise_huge(&self, _owner: ProgramId, _start: u64, _len: u64, _huge: bool) -> Result<(), SpaceError> {
+        Ok(())
+    }
     /// Faults the range in, for writing if asked (MADV_POPULATE_*, MAP_POPULATE).
     fn populate(&self, owner: ProgramId, start: u64, len: u64, write: bool) -> Result<(), SpaceError>;
     /// Grows, shrinks or moves (mremap). `new_address`: MREMAP_FIXED.

@@ -8,6 +8,7 @@
 //! # Locking
 //! A CPU's cache is touched by that CPU with interrupts off; the buddy allocator has a lock.
 use core::{
+    arch::asm,
     cell::UnsafeCell,
     ptr,
     sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -15,7 +16,6 @@ use core::{
 
 use logic::buddy::{Buddy, FrameLink};
 use rt::page::{OutOfFrames, PAGE_SIZE};
-use spin::Once;
 
 use super::{
     early,
@@ -31,8 +31,9 @@ const CACHE_REFILL: usize = 32;
 /// Bounds of the kernel's reserve: a 64th of memory in between. In frames.
 const LEAST_RESERVE: u64 = 256;
 const MOST_RESERVE: u64 = 4096;
-/// Pages asked of the cache's owner when memory runs out.
-const RECLAIM_PAGES: usize = 64;
+
+/// References of a frame that is not the allocator's.
+const ADOPTED: u32 = 1 << 30;
 
 /// What the kernel keeps of each frame in use.
 struct FrameRecord {
@@ -56,7 +57,6 @@ static FRAME_COUNT: AtomicU64 = AtomicU64::new(0);
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Frames that only the kernel itself may take.
 static RESERVE: AtomicU64 = AtomicU64::new(0);
-static RECLAIMER: Once<fn(usize) -> usize> = Once::new();
 
 /// Gives the allocator the physical ranges in `ram`, less what early boot took and `reserved` (both
 /// sorted or not). Ends early allocation.
@@ -227,12 +227,92 @@ pub fn give_run(frame: u64, order: u32) {
     }
 }
 
+/// Order of a huge page's run.
+const HUGE_ORDER: u32 = 9;
+/// Memory stays this part free (a sixteenth) when huge pages are taken.
+const HUGE_WATERMARK: u64 = 16;
+
+/// 2 MiB of zeroed memory for one mapping, with the page table that a split needs. While it is whole,
+/// the record of its second frame holds the table's frame number.
+pub struct HugePage(u64);
+
+/// A huge page, if memory is not short of one. Takes as long as zeroing it: not under the space's lock.
+pub fn take_huge() -> Option<HugePage> {
+    let total = TOTAL.load(Ordering::Relaxed) as u64;
+    let least = RESERVE.load(Ordering::Relaxed) + total / HUGE_WATERMARK + (1 << HUGE_ORDER);
+    if BUDDY.lock().as_ref()?.free_frames() < least {
+        return None;
+    }
+    let table = take_table()?;
+    let Some(frame) = take_run(HUGE_ORDER) else {
+        give(table);
+        return None;
+    };
+    (0..1 << HUGE_ORDER).for_each(|at| zero(frame + at * PAGE));
+    counted(frame).references.store(1, Ordering::Relaxed);
+    Some(HugePage(frame).linked(table))
+}
+
+impl HugePage {
+    /// The page whose entry holds `frame`: the inverse of [`HugePage::into_frame`].
+    pub fn from_frame(frame: u64) -> Self {
+        Self(frame)
+    }
+
+    pub fn into_frame(self) -> u64 {
+        let frame = self.0;
+        core::mem::forget(self);
+        frame
+    }
+
+    fn linked(self, table: u64) -> Self {
+        counted(self.0 + PAGE).references.store((table / PAGE) as u32, Ordering::Relaxed);
+        self
+    }
+
+    /// Physical address of its table.
+    pub fn table(&self) -> u64 {
+        u64::from(counted(self.0 + PAGE).references.load(Ordering::Relaxed)) * PAGE
+    }
+
+    /// The same with the table that is at its place already.
+    pub fn with_table(self, table: u64) -> Self {
+        give(self.table());
+        self.linked(table)
+    }
+
+    /// Gives the memory back; the table is the caller's.
+    pub fn free(self) {
+        give_run(self.into_frame(), HUGE_ORDER);
+    }
+
+    /// Its frames, one reference each; the table is the caller's.
+    pub fn into_small(self) -> impl Iterator<Item = u64> {
+        let first = self.into_frame();
+        (0..1u64 << HUGE_ORDER).map(move |at| first + at * PAGE).inspect(|&frame| {
+            counted(frame).references.store(1, Ordering::Relaxed);
+        })
+    }
+}
+
+impl Drop for HugePage {
+    fn drop(&mut self) {
+        give(self.table());
+        give_run(self.0, HUGE_ORDER);
+    }
+}
+
 /// A frame that is not the allocator's, such as a boot module's, gets a count of its own that never
 /// reaches 0.
 pub fn adopt(frame: u64) {
     if let Some(record) = record(frame) {
-        record.references.store(1 << 30, Ordering::Relaxed);
+        record.references.store(ADOPTED, Ordering::Relaxed);
     }
+}
+
+/// True for a frame that no reclaim brings back.
+pub fn is_adopted(frame: u64) -> bool {
+    references(frame) >= ADOPTED / 2
 }
 
 pub fn reference(frame: u64) {
@@ -252,15 +332,59 @@ pub fn references(frame: u64) -> u32 {
     counted(frame).references.load(Ordering::Acquire)
 }
 
+/// Bytes per round of the two loops below, which spend one instruction or two on 16 bytes; memset and
+/// memcpy, made for any length, need half as many again.
+const ROUND: usize = 512;
+
 pub fn zero(frame: u64) {
-    // SAFETY: the frame is the caller's, and direct-mapped.
-    unsafe { ptr::write_bytes(direct(frame) as *mut u8, 0, PAGE_SIZE) };
+    // SAFETY: the frame is the caller's, direct-mapped, and a whole number of rounds.
+    unsafe {
+        asm!(
+            "xorps {zero}, {zero}",
+            "2:",
+            ".set step, 0",
+            ".rept {stores}",
+            "movaps [{at} + step], {zero}",
+            ".set step, step + 16",
+            ".endr",
+            "add {at}, {round}",
+            "cmp {at}, {end}",
+            "jne 2b",
+            at = inout(reg) direct(frame) => _,
+            end = in(reg) direct(frame) + PAGE,
+            zero = out(xmm_reg) _,
+            round = const ROUND,
+            stores = const ROUND / 16,
+            options(nostack),
+        );
+    }
 }
 
 pub fn copy(from: u64, to: u64) {
     // SAFETY: two frames the caller has references to, direct-mapped, distinct. `from` may be written
     // by applications meanwhile: a raw byte copy, no reference.
-    unsafe { ptr::copy_nonoverlapping(direct(from) as *const u8, direct(to) as *mut u8, PAGE_SIZE) };
+    unsafe {
+        asm!(
+            "2:",
+            ".set step, 0",
+            ".rept {moves}",
+            "movaps {bytes}, [{from} + step]",
+            "movaps [{to} + step], {bytes}",
+            ".set step, step + 16",
+            ".endr",
+            "add {from}, {round}",
+            "add {to}, {round}",
+            "cmp {to}, {end}",
+            "jne 2b",
+            from = inout(reg) direct(from) => _,
+            to = inout(reg) direct(to) => _,
+            end = in(reg) direct(to) + PAGE,
+            bytes = out(xmm_reg) _,
+            round = const ROUND,
+            moves = const ROUND / 16,
+            options(nostack),
+        );
+    }
 }
 
 pub fn read(frame: u64, offset: usize, out: &mut [u8]) {
@@ -279,15 +403,4 @@ pub fn write(frame: u64, offset: usize, data: &[u8]) {
 pub fn totals() -> (u64, u64) {
     let free = BUDDY.lock().as_ref().map_or(0, Buddy::free_frames);
     (TOTAL.load(Ordering::Relaxed) as u64 * PAGE, free * PAGE)
-}
-
-/// Registers who gives clean cache pages back: called in task context without locks, with the number
-/// of pages wanted; the result is how many came.
-pub fn set_reclaimer(reclaimer: fn(usize) -> usize) {
-    RECLAIMER.call_once(|| reclaimer);
-}
-
-/// Asks for memory back. True if it is worth trying again.
-pub fn reclaim() -> bool {
-    RECLAIMER.get().is_some_and(|reclaim| reclaim(RECLAIM_PAGES) > 0)
 }

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod heap;
 pub mod mmio;
 pub mod paging;
+pub mod reclaim;
 pub mod space;
 pub mod stacks;
 pub mod tlb;

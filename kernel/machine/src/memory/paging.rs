@@ -180,63 +180,112 @@ pub fn drop_identity(low_end: u64) {
     super::tlb::shoot_down(0, low_end);
 }
 
-fn walker() -> Builder {
-    Builder { root: root(), alias: direct, new_table: frames::take_table }
+/// What the table has for an address of the application's half.
+#[derive(Clone, Copy)]
+pub enum Leaf {
+    /// The entry of a 4 KiB page.
+    Small(*mut u64),
+    /// The entry of a 2 MiB page, which is present.
+    Large(*mut u64),
 }
 
-/// The 4 KiB entry for `address`, making tables as needed. None: out of memory.
+/// Walks down to the last level. `missing` gives the table for an entry that has none.
+#[inline]
+fn descend(address: u64, mut missing: impl FnMut(u32, *mut u64) -> Option<u64>) -> Option<Leaf> {
+    let mut table = root();
+    for level in [3, 2, 1] {
+        let entry = (direct(table) as *mut u64).wrapping_add(index(address, level));
+        // SAFETY: present tables are mapped by the direct map.
+        let value = unsafe { entry.read_volatile() };
+        table = match value & (PRESENT | LARGE) {
+            PRESENT => value & ADDRESS_MASK,
+            0 | LARGE => missing(level, entry)?,
+            _ if level == 1 => return Some(Leaf::Large(entry)),
+            _ => return None,
+        };
+    }
+    Some(Leaf::Small((direct(table) as *mut u64).wrapping_add(index(address, 0))))
+}
+
+/// A new table behind `entry`.
+fn new_table(entry: *mut u64) -> Option<u64> {
+    let table = frames::take_table()?;
+    // Upper levels allow everything; the last level decides.
+    // SAFETY: the entry lies in a table page, and the caller serialises.
+    unsafe { entry.write_volatile(table | PRESENT | WRITABLE) };
+    Some(table)
+}
+
+/// The leaf for `address` if its table exists.
+#[inline]
+pub fn leaf(address: u64) -> Option<Leaf> {
+    descend(address, |_, _| None)
+}
+
+/// The leaf for `address`, making tables as needed. None: out of memory.
+#[inline]
+pub fn leaf_or_new(address: u64) -> Option<Leaf> {
+    descend(address, |_, entry| new_table(entry))
+}
+
+/// The 4 KiB entry for `address`, making tables as needed. None: out of memory, or a larger page is
+/// there.
 pub fn entry(address: u64) -> Option<*mut u64> {
-    walker().entry_for(address, 0)
+    match leaf_or_new(address)? {
+        Leaf::Small(entry) => Some(entry),
+        Leaf::Large(_) => None,
+    }
 }
 
 /// The 4 KiB entry for `address` if its table exists.
 pub fn lookup(address: u64) -> Option<*mut u64> {
-    let walker = walker();
-    let mut table = walker.root;
-    for level in (1..=3).rev() {
-        // SAFETY: present tables are mapped by the direct map.
-        let value = unsafe { walker.entry(table, index(address, level)).read_volatile() };
-        if value & PRESENT == 0 || value & LARGE != 0 {
-            return None;
-        }
-        table = value & ADDRESS_MASK;
+    match leaf(address)? {
+        Leaf::Small(entry) => Some(entry),
+        Leaf::Large(_) => None,
     }
-    Some(walker.entry(table, index(address, 0)))
 }
 
-/// Calls `each(address, entry)` for the 4 KiB entries of [start, end) whose table exists.
-pub fn for_each_entry(start: u64, end: u64, mut each: impl FnMut(u64, *mut u64)) {
+/// The entry for the 2 MiB around `address`, making the tables above it as needed.
+pub fn directory_entry(address: u64) -> Option<*mut u64> {
+    let mut table = root();
+    for level in [3, 2] {
+        let entry = (direct(table) as *mut u64).wrapping_add(index(address, level));
+        // SAFETY: present tables are mapped by the direct map.
+        let value = unsafe { entry.read_volatile() };
+        table = if value & PRESENT == 0 { new_table(entry)? } else { value & ADDRESS_MASK };
+    }
+    Some((direct(table) as *mut u64).wrapping_add(index(address, 1)))
+}
+
+/// The first entry of a last-level table.
+pub fn entries_of(table: u64) -> *mut u64 {
+    direct(table) as *mut u64
+}
+
+/// Calls `each(address, stop, leaf)` for [start, end) in pieces of at most 2 MiB, each below one
+/// directory entry; a small leaf is the entry of `address`, those up to `stop` follow it. What has no
+/// table is left out.
+pub fn for_each_piece(start: u64, end: u64, mut each: impl FnMut(u64, u64, Leaf)) {
     let mut address = start;
     while address < end {
-        match lookup(address) {
-            None => address = skip_missing(address),
-            Some(first) => {
+        let mut missing_at = 0;
+        let found = descend(address, |level, _| {
+            missing_at = level;
+            None
+        });
+        match found {
+            Some(leaf) => {
                 let stop = end.min((address & !(LARGE_PAGE - 1)) + LARGE_PAGE);
-                let mut entry = first;
-                while address < stop {
-                    each(address, entry);
-                    entry = entry.wrapping_add(1);
-                    address += PAGE;
-                }
+                each(address, stop, leaf);
+                address = stop;
+            }
+            // On to where the missing level ends, so that a sparse terabyte costs little.
+            None => {
+                let span = 1u64 << (12 + 9 * missing_at.max(1));
+                address = (address & !(span - 1)) + span;
             }
         }
     }
-}
-
-/// The next address after `address` whose missing level ends: so that a sparse terabyte costs little.
-fn skip_missing(address: u64) -> u64 {
-    let walker = walker();
-    let mut table = walker.root;
-    for level in (1..=3).rev() {
-        // SAFETY: as in `lookup`.
-        let value = unsafe { walker.entry(table, index(address, level)).read_volatile() };
-        let span = 1u64 << (12 + 9 * level);
-        if value & PRESENT == 0 || value & LARGE != 0 {
-            return (address & !(span - 1)) + span;
-        }
-        table = value & ADDRESS_MASK;
-    }
-    address + PAGE
 }
 
 /// Maps one kernel page. The entry must be free. Holding [`KERNEL_TABLES`] is the caller's part.

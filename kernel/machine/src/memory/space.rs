@@ -26,10 +26,15 @@ use rt::{
 
 use super::{
     frames,
-    paging::{APPLICATION_END, APPLICATION_START, PAGE},
+    paging::{self, APPLICATION_END, APPLICATION_START, LARGE_PAGE, Leaf, PAGE},
+    reclaim,
 };
 
+mod cold;
 mod entries;
+mod huge;
+
+pub use cold::unmap_cold;
 
 use entries::{PRIVATE, Use};
 
@@ -116,6 +121,14 @@ fn allows(prot: u8, access: Access) -> bool {
     }
 }
 
+/// What the part of a fault that holds the lock cannot do.
+enum Step {
+    Done,
+    File(FileFault),
+    /// The mapping, of this sequence number, takes a huge page.
+    Huge(u64),
+}
+
 /// A fault that needs a page from a file.
 struct FileFault {
     pager: Arc<dyn Pager>,
@@ -126,11 +139,11 @@ struct FileFault {
 
 impl Space {
     fn fault(&self, address: u64, access: Access) -> Result<(), Refused> {
+        let mut may_be_huge = true;
         loop {
-            let step = self.fault_locked(address, access);
-            match step {
-                Ok(None) => return Ok(()),
-                Ok(Some(needs)) => {
+            match self.fault_locked(address, access, may_be_huge) {
+                Ok(Step::Done) => return Ok(()),
+                Ok(Step::File(needs)) => {
                     let write = needs.shared && access == Access::Write;
                     let page = needs.pager.page(needs.index, write).map_err(|error| match error {
                         PagerError::BeyondEnd | PagerError::Io => Refused::BeyondEnd,
@@ -140,37 +153,59 @@ impl Space {
                         return Ok(());
                     }
                 }
-                Err(Refused::OutOfMemory) if frames::reclaim() => {}
+                Ok(Step::Huge(sequence)) => {
+                    may_be_huge = frames::take_huge().is_some_and(|page| self.install_huge(address, sequence, page));
+                }
+                Err(Refused::OutOfMemory) if reclaim::reclaim() => {}
                 Err(refused) => return Err(refused),
             }
         }
     }
 
-    /// The part of a fault that does not sleep. `Some`: a file page is needed first.
-    fn fault_locked(&self, address: u64, access: Access) -> Result<Option<FileFault>, Refused> {
+    /// The part of a fault that does not sleep.
+    fn fault_locked(&self, address: u64, access: Access, may_be_huge: bool) -> Result<Step, Refused> {
         let tree = self.vmas.lock();
         let vma = tree.find(address).ok_or(Refused::NotMapped)?;
         if !allows(vma.prot, access) {
             return Err(Refused::Protected);
         }
-        if entries::resolve_present(vma, address, access)? {
-            return Ok(None);
-        }
         match &vma.backing {
             Source::Anonymous => {
-                let page = Page::alloc_now(true)?;
-                entries::install(address, page, vma.prot, PRIVATE, Use::Now)?;
-                Ok(None)
+                if may_be_huge && huge::suits(vma, address) {
+                    return Ok(Step::Huge(vma.sequence));
+                }
+                let leaf = paging::leaf_or_new(address).ok_or(Refused::OutOfMemory)?;
+                if let Leaf::Small(entry) = leaf
+                    && entries::read(entry) == 0
+                {
+                    entries::fill(entry, Page::alloc_now(true)?, vma.prot, PRIVATE, Use::Now);
+                } else {
+                    entries::resolve_present(vma, address, leaf, access)?;
+                }
+                Ok(Step::Done)
             }
             Source::File(file) => {
-                let index = file.first_page + (address - vma.start) / PAGE;
-                Ok(Some(FileFault {
+                if let Some(leaf) = paging::leaf(address)
+                    && entries::resolve_present(vma, address, leaf, access)?
+                {
+                    return Ok(Step::Done);
+                }
+                Ok(Step::File(FileFault {
                     pager: file.pager.clone(),
-                    index,
+                    index: file.first_page + (address - vma.start) / PAGE,
                     sequence: vma.sequence,
                     shared: vma.flags.contains(VmaFlags::SHARED),
                 }))
             }
+        }
+    }
+
+    /// False: it did not come to that, and a small page will do.
+    fn install_huge(&self, address: u64, sequence: u64, page: frames::HugePage) -> bool {
+        let tree = self.vmas.lock();
+        match tree.find(address).filter(|vma| vma.sequence == sequence && huge::suits(vma, address)) {
+            Some(vma) => huge::install(address & !(LARGE_PAGE - 1), page, vma.prot).is_ok(),
+            None => true,
         }
     }
 
@@ -179,16 +214,21 @@ impl Space {
         let copy = if !needs.shared && access == Access::Write { Some(copy_of(&page)?) } else { None };
         let tree = self.vmas.lock();
         let Some(vma) = tree.find(address).filter(|vma| vma.sequence == needs.sequence) else { return Ok(false) };
-        if entries::resolve_present(vma, address, access)? {
-            return Ok(true);
-        }
+        let Some(leaf) = paging::leaf_or_new(address) else {
+            drop(tree);
+            return if reclaim::reclaim() { Ok(false) } else { Err(Refused::OutOfMemory) };
+        };
+        let entry = match leaf {
+            Leaf::Small(entry) if entries::read(entry) == 0 => entry,
+            _ => return entries::resolve_present(vma, address, leaf, access),
+        };
         match copy {
-            Some(copy) => entries::install(address, copy, vma.prot, PRIVATE, Use::Now)?,
+            Some(copy) => entries::fill(entry, copy, vma.prot, PRIVATE, Use::Now),
             None => {
-                let prot =
-                    if needs.shared && access == Access::Write { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
-                entries::install(address, page, prot, 0, Use::Now)?;
-                map_around(vma, address, needs);
+                let writes = needs.shared && access == Access::Write;
+                let prot = if writes { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
+                entries::fill(entry, page, prot, 0, Use::Now);
+                map_around(vma, address, entry, needs);
             }
         }
         Ok(true)
@@ -247,24 +287,31 @@ fn copy_of(page: &Page) -> Result<Page, Refused> {
                 frames::copy(page.id().0, copy.id().0);
                 return Ok(copy);
             }
-            Err(_) if frames::reclaim() => {}
+            Err(_) if reclaim::reclaim() => {}
             Err(refused) => return Err(refused),
         }
     }
 }
 
-/// Maps cached neighbours of a file page read-only, so that a sequence of faults becomes one.
-fn map_around(vma: &Vma<Source>, address: u64, needs: &FileFault) {
+/// Maps cached neighbours of a file page read-only, so that a sequence of faults becomes one. `entry` is
+/// the page's own: the window lies in one table.
+fn map_around(vma: &Vma<Source>, address: u64, entry: *mut u64, needs: &FileFault) {
     let window = FAULT_AROUND * PAGE;
     let start = (address & !(window - 1)).max(vma.start);
     let end = ((address & !(window - 1)) + window).min(vma.end);
-    for at in (start..end).step_by(PAGE as usize).filter(|&at| at != address) {
-        if entries::is_empty(at)
-            && let Some(index) = (needs.index + at / PAGE).checked_sub(address / PAGE)
-            && let Some(page) = needs.pager.page_if_cached(index)
-            && entries::install(at, page, vma.prot & !Prot::WRITE.bits(), 0, Use::Ahead).is_err()
+    // No further back than the file's begin: `index` counts from there.
+    let before = ((address - start) / PAGE).min(needs.index);
+    let first_entry = entry.wrapping_sub(before as usize);
+    let count = (before + (end - address) / PAGE) as usize;
+    let mut pages = [const { None }; FAULT_AROUND as usize];
+    needs.pager.pages_if_cached(needs.index - before, &mut pages[..count]);
+    let prot = vma.prot & !Prot::WRITE.bits();
+    for (at, page) in pages.into_iter().enumerate().take(count) {
+        let entry = first_entry.wrapping_add(at);
+        if let Some(page) = page
+            && entries::read(entry) == 0
         {
-            return;
+            entries::fill(entry, page, prot, 0, Use::Ahead);
         }
     }
 }
@@ -353,6 +400,13 @@ impl AddressSpace for Space {
             entries::clear(vma.start.max(start), vma.end.min(end));
         }
         if tree.covered_until(owner.0, start, end) < end { Err(SpaceError::NotMapped) } else { Ok(()) }
+    }
+
+    fn advise_huge(&self, owner: ProgramId, start: u64, len: u64, huge: bool) -> Result<(), SpaceError> {
+        let end = check_range(start, len)?;
+        let (set, clear) =
+            if huge { (VmaFlags::HUGE, VmaFlags::NO_HUGE) } else { (VmaFlags::NO_HUGE, VmaFlags::HUGE) };
+        self.vmas.lock().flag_range(owner.0, (start, end), set, clear).map_err(|_| SpaceError::NotMapped)
     }
 
     fn populate(&self, owner: ProgramId, start: u64, len: u64, write: bool) -> Result<(), SpaceError> {

@@ -1,15 +1,20 @@
 #![allow(unsafe_code, reason = "reads and writes page-table entries")]
 //! Page-table entries of the application's half. Every function needs the space's lock.
+use core::{
+    mem::MaybeUninit,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
 use logic::vma::{Vma, VmaFlags};
 use rt::{
     page::{Page, PageId},
     space::{Prot, SpaceError},
 };
 
-use super::{Access, Refused, Source};
+use super::{Access, Refused, Source, huge};
 use crate::memory::{
     frames,
-    paging::{self, ACCESSED, ADDRESS_MASK, DIRTY, NO_EXECUTE, PAGE, PRESENT, WRITABLE},
+    paging::{self, ACCESSED, ADDRESS_MASK, DIRTY, LARGE, LARGE_PAGE, Leaf, NO_EXECUTE, PAGE, PRESENT, WRITABLE},
     tlb,
 };
 
@@ -32,7 +37,7 @@ pub enum Use {
 /// Pages released per shootdown.
 const BATCH: usize = 256;
 
-fn rights(prot: u8) -> u64 {
+pub fn rights(prot: u8) -> u64 {
     let prot = Prot::from_bits_truncate(prot);
     let mut bits = if prot.is_empty() { HELD } else { PRESENT | ACCESSED };
     if prot.contains(Prot::WRITE) {
@@ -44,43 +49,96 @@ fn rights(prot: u8) -> u64 {
     bits
 }
 
-fn read(entry: *mut u64) -> u64 {
+pub fn read(entry: *mut u64) -> u64 {
     // SAFETY: entries come from `paging` walks: they lie in direct-mapped table pages.
     unsafe { entry.read_volatile() }
 }
 
-fn write(entry: *mut u64, value: u64) {
+/// For entries that no CPU can be using: empty, or not to be weakened. Otherwise [`exchange`].
+pub fn write(entry: *mut u64, value: u64) {
     // SAFETY: as in `read`; the space's lock is held.
     unsafe { entry.write_volatile(value) };
 }
 
+/// The entry as an atomic: a CPU may set its accessed bit at any time.
+fn atomic(entry: *mut u64) -> &'static AtomicU64 {
+    // SAFETY: as in `read`; page tables stay for ever, and entries are aligned.
+    unsafe { AtomicU64::from_ptr(entry) }
+}
+
+/// Replaces the entry; the result is what it was, accessed bit and all.
+pub fn exchange(entry: *mut u64, value: u64) -> u64 {
+    atomic(entry).swap(value, Ordering::AcqRel)
+}
+
+/// Empties the entry if it still is `value`.
+pub fn empty_if(entry: *mut u64, value: u64) -> bool {
+    atomic(entry).compare_exchange(value, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
+/// Takes the accessed bit away; the caller flushes.
+pub fn forget_access(entry: *mut u64) {
+    atomic(entry).fetch_and(!ACCESSED, Ordering::AcqRel);
+}
+
+/// Calls `each(address, entry, bytes)` for each entry of the range, empty ones too. A huge page that
+/// lies partly outside is split first.
+fn visit(start: u64, end: u64, mut each: impl FnMut(u64, *mut u64, u64)) {
+    paging::for_each_piece(start, end, |from, to, leaf| {
+        let mut entry = match leaf {
+            Leaf::Small(entry) => entry,
+            Leaf::Large(entry) if to - from == LARGE_PAGE => return each(from, entry, LARGE_PAGE),
+            Leaf::Large(entry) => huge::split(from, entry),
+        };
+        for address in (from..to).step_by(PAGE as usize) {
+            each(address, entry, PAGE);
+            entry = entry.wrapping_add(1);
+        }
+    });
+}
+
 pub fn is_empty(address: u64) -> bool {
-    paging::lookup(address).is_none_or(|entry| read(entry) == 0)
+    match paging::leaf(address) {
+        None => true,
+        Some(Leaf::Small(entry)) => read(entry) == 0,
+        Some(Leaf::Large(_)) => false,
+    }
 }
 
 /// Pages in memory in the range.
 pub fn count(start: u64, end: u64) -> u64 {
     let mut pages = 0;
-    paging::for_each_entry(start, end, |_, entry| pages += u64::from(read(entry) != 0));
+    paging::for_each_piece(start, end, |from, to, leaf| {
+        let each = (to - from) / PAGE;
+        pages += match leaf {
+            Leaf::Large(_) => each,
+            Leaf::Small(first) => (0..each as usize).filter(|&at| read(first.wrapping_add(at)) != 0).count() as u64,
+        };
+    });
     pages
 }
 
-/// Puts a page into an empty entry; the entry takes over the reference.
-pub fn install(address: u64, page: Page, prot: u8, kind: u64, used: Use) -> Result<(), Refused> {
-    let entry = paging::entry(address).ok_or(Refused::OutOfMemory)?;
+/// Puts a page into an empty entry, and takes over the reference.
+pub fn fill(entry: *mut u64, page: Page, prot: u8, kind: u64, used: Use) {
     let unused = if used == Use::Ahead { ACCESSED | DIRTY } else { 0 };
     write(entry, page.into_id().0 | rights(prot) & !unused | kind);
-    Ok(())
 }
 
 /// True if a TLB may hold the entry's translation.
-fn may_be_cached(value: u64) -> bool {
+pub fn may_be_cached(value: u64) -> bool {
     value & PRESENT != 0 && value & ACCESSED != 0
 }
 
 /// Handles a fault on an entry that holds a page already. True: served.
-pub fn resolve_present(vma: &Vma<Source>, address: u64, access: Access) -> Result<bool, Refused> {
-    let Some(entry) = paging::lookup(address) else { return Ok(false) };
+pub fn resolve_present(vma: &Vma<Source>, address: u64, leaf: Leaf, access: Access) -> Result<bool, Refused> {
+    let entry = match leaf {
+        Leaf::Small(entry) => entry,
+        Leaf::Large(entry) => {
+            // Another CPU was first, or this TLB was behind.
+            huge::refresh(address, entry, vma.prot);
+            return Ok(true);
+        }
+    };
     let value = read(entry);
     if value == 0 {
         return Ok(false);
@@ -110,7 +168,7 @@ pub fn resolve_present(vma: &Vma<Source>, address: u64, access: Access) -> Resul
     let copy = frames::take_page(false).map_err(|_| Refused::OutOfMemory)?;
     let old = value & ADDRESS_MASK;
     frames::copy(old, copy);
-    write(entry, copy | rights(vma.prot) | PRIVATE);
+    let value = exchange(entry, copy | rights(vma.prot) | PRIVATE);
     // Another CPU that still read the old page would miss this program's write.
     if may_be_cached(value) {
         tlb::shoot_down(address, address + PAGE);
@@ -120,8 +178,7 @@ pub fn resolve_present(vma: &Vma<Source>, address: u64, access: Access) -> Resul
 }
 
 fn release(entry: *mut u64, address: u64) {
-    let value = read(entry);
-    write(entry, 0);
+    let value = exchange(entry, 0);
     if may_be_cached(value) {
         tlb::shoot_down(address, address + PAGE);
     }
@@ -130,12 +187,12 @@ fn release(entry: *mut u64, address: u64) {
 
 /// Empties the entries of the range and releases their pages.
 pub fn clear(start: u64, end: u64) {
-    let mut batch = Batch { pages: [0; BATCH], count: 0, cached: None };
-    paging::for_each_entry(start, end, |address, entry| {
-        let value = read(entry);
-        if value != 0 {
-            write(entry, 0);
-            batch.add(value, address);
+    let mut batch = Batch::new();
+    visit(start, end, |address, entry, bytes| {
+        if bytes == LARGE_PAGE {
+            huge::release(address, entry);
+        } else if read(entry) != 0 {
+            batch.add(exchange(entry, 0), address);
         }
     });
     batch.finish();
@@ -143,18 +200,23 @@ pub fn clear(start: u64, end: u64) {
 
 /// Pages whose translations are gone from the table, but not yet from the TLBs.
 struct Batch {
-    pages: [u64; BATCH],
+    /// The first `count` are set.
+    pages: [MaybeUninit<u64>; BATCH],
     count: usize,
     /// The range that some TLB may hold translations of.
     cached: Option<(u64, u64)>,
 }
 
 impl Batch {
+    fn new() -> Self {
+        Self { pages: [const { MaybeUninit::uninit() }; BATCH], count: 0, cached: None }
+    }
+
     fn add(&mut self, value: u64, address: u64) {
         if self.count == BATCH {
             self.finish();
         }
-        self.pages[self.count] = value & ADDRESS_MASK;
+        self.pages[self.count].write(value & ADDRESS_MASK);
         self.count += 1;
         if may_be_cached(value) {
             let start = self.cached.map_or(address, |cached| cached.0);
@@ -166,8 +228,9 @@ impl Batch {
         if let Some((start, end)) = self.cached.take() {
             tlb::shoot_down(start, end);
         }
-        for &page in &self.pages[..self.count] {
-            drop(Page::from_id(PageId(page)));
+        for page in &self.pages[..self.count] {
+            // SAFETY: `add` has written the first `count`.
+            frames::unreference(unsafe { page.assume_init() });
         }
         self.count = 0;
     }
@@ -176,7 +239,11 @@ impl Batch {
 /// Applies a new protection to what is present. `is_shared(address)`: a shared mapping is there.
 pub fn protect(start: u64, end: u64, prot: u8, is_shared: impl Fn(u64) -> bool) {
     let mut tightened: Option<(u64, u64)> = None;
-    paging::for_each_entry(start, end, |address, entry| {
+    if prot == 0 {
+        // A huge page is present, always.
+        huge::split_all(start, end);
+    }
+    visit(start, end, |address, entry, bytes| {
         let value = read(entry);
         if value == 0 {
             return;
@@ -185,31 +252,37 @@ pub fn protect(start: u64, end: u64, prot: u8, is_shared: impl Fn(u64) -> bool) 
         let prot = if may_write { prot } else { prot & !Prot::WRITE.bits() };
         let never_used = value & PRESENT != 0 && value & ACCESSED == 0;
         let hidden = if never_used { ACCESSED | DIRTY } else { 0 };
-        let new = value & (ADDRESS_MASK | PRIVATE) | rights(prot) & !hidden;
+        let new = value & (ADDRESS_MASK | PRIVATE | kept(bytes)) | rights(prot) & !hidden;
         let lost = value & !new & (PRESENT | WRITABLE) | new & !value & NO_EXECUTE;
-        if lost != 0 && may_be_cached(value) {
-            tightened = Some((tightened.map_or(address, |range| range.0), address + PAGE));
+        // What it was just before says whether a CPU has used it since.
+        let was_cached = may_be_cached(exchange(entry, new));
+        if was_cached && hidden != 0 {
+            write(entry, new | ACCESSED);
         }
-        write(entry, new);
+        if was_cached && lost != 0 {
+            tightened = Some((tightened.map_or(address, |range| range.0), address + bytes));
+        }
     });
     if let Some((start, end)) = tightened {
         tlb::shoot_down(start, end);
     }
 }
 
+/// The page-size bit of a huge page's entry.
+fn kept(bytes: u64) -> u64 {
+    if bytes == LARGE_PAGE { LARGE } else { 0 }
+}
+
 /// Moves entries, and with them the pages, to another place (mremap).
 pub fn move_range(from: u64, to: u64, len: u64) -> Result<(), SpaceError> {
     let mut failed = false;
-    paging::for_each_entry(from, from + len, |address, entry| {
-        let value = read(entry);
-        if value == 0 || failed {
+    huge::split_all(from, from + len);
+    visit(from, from + len, |address, entry, _| {
+        if read(entry) == 0 || failed {
             return;
         }
         match paging::entry(to + (address - from)) {
-            Some(target) => {
-                write(target, value);
-                write(entry, 0);
-            }
+            Some(target) => write(target, exchange(entry, 0)),
             None => failed = true,
         }
     });

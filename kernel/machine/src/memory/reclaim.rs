@@ -1,0 +1,56 @@
+//! Reclaim: getting frames back when none are left.
+//!
+//! The caches above register who gives clean pages back that only the cache holds. When they have none,
+//! file pages that nobody used lately are taken out of the page table ([`space::unmap_cold`]), and the
+//! caches are asked again. Called in task context without spin locks.
+use spin::Once;
+
+use super::space;
+
+/// Pages asked of the caches at a time.
+const PAGES: usize = 64;
+/// Pages taken out of the page table before the caches are asked again.
+const UNMAP: usize = 256;
+/// Rounds of the hand without a page: the first may only have taken accessed bits away, and mappings
+/// of one page may lie on both sides of where the hand began.
+const ROUNDS: usize = 3;
+
+type Reclaimer = fn(usize) -> usize;
+
+/// The page cache, and one more for the kernel tests.
+static RECLAIMERS: [Once<Reclaimer>; 2] = [const { Once::new() }; 2];
+
+/// Registers who gives clean cache pages back: called in task context without locks, with the number of
+/// pages wanted; the result is how many came.
+pub fn add_reclaimer(reclaimer: Reclaimer) {
+    for slot in &RECLAIMERS {
+        if *slot.call_once(|| reclaimer) as usize == reclaimer as usize {
+            return;
+        }
+    }
+    log::error!("a reclaimer too many");
+}
+
+/// Asks for memory back. True if it is worth trying again.
+pub fn reclaim() -> bool {
+    if ask_caches() {
+        return true;
+    }
+    let mut rounds = 0;
+    while rounds < ROUNDS {
+        let swept = space::unmap_cold(UNMAP);
+        if swept.unmapped > 0 && ask_caches() {
+            return true;
+        }
+        rounds += usize::from(swept.wrapped);
+    }
+    false
+}
+
+fn ask_caches() -> bool {
+    let mut freed = 0;
+    for reclaimer in RECLAIMERS.iter().filter_map(Once::get) {
+        freed += reclaimer(PAGES);
+    }
+    freed > 0
+}

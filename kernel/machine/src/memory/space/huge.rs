@@ -1,0 +1,103 @@
+//! Huge pages: 2 MiB of anonymous memory behind one directory entry.
+//!
+//! A mapping gets them where madvise(MADV_HUGEPAGE) asked for them (the policy that /sys shows) and
+//! memory is not short. Partial changes split the page into 512 small ones, which must not fail: so
+//! each huge page keeps the table that its directory entry would point at, with no entry in it
+//! ([`frames::HugePage`]), and the entry goes back to that table in the end.
+//!
+//! # Locking
+//! Every function but [`take`](frames::take_huge) needs the space's lock.
+//!
+//! # Invariants
+//! A huge page's entry is present and [`PRIVATE`]; without access rights there are small pages only.
+//! A table page stays with its 2 MiB of addresses for ever: a CPU that still knows the table from
+//! before finds no entry in it, faults, and is told to forget ([`refresh`]).
+use logic::vma::{Vma, VmaFlags};
+
+use super::{
+    Source,
+    entries::{self, PRIVATE},
+};
+use crate::memory::{
+    frames,
+    paging::{self, ADDRESS_MASK, LARGE, LARGE_PAGE, Leaf, PAGE, PRESENT, WRITABLE},
+    tlb,
+};
+
+/// Entries of a table.
+const ENTRIES: usize = (LARGE_PAGE / PAGE) as usize;
+
+/// True if the mapping would take a huge page for `address`.
+pub fn suits(vma: &Vma<Source>, address: u64) -> bool {
+    let start = address & !(LARGE_PAGE - 1);
+    vma.flags.contains(VmaFlags::HUGE)
+        && !vma.flags.intersects(VmaFlags::STACK | VmaFlags::SHARED)
+        && matches!(vma.backing, Source::Anonymous)
+        && vma.prot != 0
+        && start >= vma.start
+        && vma.end - start >= LARGE_PAGE
+        && is_vacant(start)
+}
+
+/// True if no page is there yet.
+fn is_vacant(start: u64) -> bool {
+    match paging::leaf(start) {
+        None => true,
+        Some(Leaf::Small(first)) => (0..ENTRIES).all(|at| entries::read(first.wrapping_add(at)) == 0),
+        Some(Leaf::Large(_)) => false,
+    }
+}
+
+/// Puts a huge page at `start`, which [`suits`]. Gives it back when a table is missing.
+pub fn install(start: u64, page: frames::HugePage, prot: u8) -> Result<(), frames::HugePage> {
+    let Some(entry) = paging::directory_entry(start) else { return Err(page) };
+    let old = entries::read(entry);
+    let page = if old & PRESENT != 0 { page.with_table(old & ADDRESS_MASK) } else { page };
+    entries::write(entry, page.into_frame() | entries::rights(prot) | LARGE | PRIVATE);
+    Ok(())
+}
+
+/// The entry as the mapping has it now, for a CPU that knew less.
+pub fn refresh(address: u64, entry: *mut u64, prot: u8) {
+    entries::write(entry, entries::read(entry) & (ADDRESS_MASK | PRIVATE | LARGE) | entries::rights(prot));
+    tlb::forget_local(address);
+}
+
+/// Takes the page out of the table and gives its memory back.
+pub fn release(start: u64, entry: *mut u64) {
+    let page = take_out(start, entry);
+    entries::write(entry, page.table() | PRESENT | WRITABLE);
+    page.free();
+}
+
+/// Makes small pages of it. The result is the small entry of `address`.
+pub fn split(address: u64, entry: *mut u64) -> *mut u64 {
+    let start = address & !(LARGE_PAGE - 1);
+    let rights = entries::read(entry) & !(ADDRESS_MASK | LARGE);
+    let page = take_out(start, entry);
+    let table = page.table();
+    let first = paging::entries_of(table);
+    for (at, frame) in page.into_small().enumerate() {
+        entries::write(first.wrapping_add(at), frame | rights);
+    }
+    entries::write(entry, table | PRESENT | WRITABLE);
+    first.wrapping_add(((address - start) / PAGE) as usize)
+}
+
+/// Splits all huge pages that overlap the range.
+pub fn split_all(start: u64, end: u64) {
+    paging::for_each_piece(start, end, |address, _, leaf| {
+        if let Leaf::Large(entry) = leaf {
+            split(address, entry);
+        }
+    });
+}
+
+/// No CPU knows the page afterwards; those that touch it wait for the space's lock.
+fn take_out(start: u64, entry: *mut u64) -> frames::HugePage {
+    let value = entries::exchange(entry, 0);
+    if entries::may_be_cached(value) {
+        tlb::shoot_down(start, start + LARGE_PAGE);
+    }
+    frames::HugePage::from_frame(value & ADDRESS_MASK)
+}
