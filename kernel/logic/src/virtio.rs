@@ -1,4 +1,4 @@
-//! Virtio 1.2, the driver's side: transports, split virtqueues, the block device.
+//! Virtio 1.2, the driver's side: transports, split virtqueues, block and entropy devices.
 //!
 //! All of it is safe code over two seams: [`Registers`] (a window of device registers) and [`Dma`]
 //! (memory that the device reads and writes). The machine implements them over real memory, tests
@@ -10,6 +10,7 @@
 use core::fmt;
 
 pub mod block;
+pub mod entropy;
 #[cfg(test)]
 mod fake;
 pub mod mmio;
@@ -51,6 +52,8 @@ pub enum VirtioError {
     Lied,
     /// A resource that the driver needs is too small.
     NoRoom,
+    /// It did not answer in time.
+    Silent,
 }
 
 impl fmt::Display for VirtioError {
@@ -60,6 +63,7 @@ impl fmt::Display for VirtioError {
             Self::Unusable => "the virtio device refuses its own features or has no queue",
             Self::Lied => "the virtio device broke the protocol and was switched off",
             Self::NoRoom => "no memory for the virtio device's queue",
+            Self::Silent => "the virtio device does not answer",
         })
     }
 }
@@ -75,5 +79,6 @@ pub mod feature {
 pub mod device_type {
     pub const NETWORK: u32 = 1;
     pub const BLOCK: u32 = 2;
+    pub const CONSOLE: u32 = 3;
     pub const ENTROPY: u32 = 4;
 }

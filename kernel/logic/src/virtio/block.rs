@@ -15,6 +15,9 @@ use super::{
     transport::{self, Transport},
 };
 
+#[cfg(test)]
+mod tests;
+
 const FEATURE_READ_ONLY: u64 = 1 << 5;
 const FEATURE_FLUSH: u64 = 1 << 9;
 const FEATURE_SEGMENT_MAX: u64 = 1 << 2;

@@ -1,13 +1,15 @@
-//! Drivers: the serial port, the wall clock, ways to end the machine, PCI, and virtio disks.
+//! Drivers: the serial port, the wall clock, ways to end the machine, PCI, and virtio devices.
 //!
 //! Protocols and tables are in `logic` (`pci`, `virtio`, `acpi`), tested there against fake devices;
 //! here is what touches hardware, and who waits. Devices are not trusted: nothing that one wrote is
 //! used as an index, a length or an address without a check.
 use alloc::{sync::Arc, vec::Vec};
 
+use logic::virtio::device_type;
 use rt::block::BlockDevice;
 use spin::Once;
 
+pub mod discovery;
 pub mod disks;
 pub mod memory;
 pub mod pci;
@@ -16,12 +18,48 @@ pub mod ram_disk;
 pub mod rtc;
 pub mod serial;
 pub mod virtio_blk;
+mod virtio_rng;
 
 static DISKS: Once<Vec<Arc<dyn BlockDevice>>> = Once::new();
 
-/// Finds and starts the disks. Once, at boot, when interrupt controllers are set up.
-pub fn find_disks(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevice]) {
-    DISKS.call_once(|| disks::find(acpi, announced));
+/// Which devices a run may use. In `exact` mode, what a device gives or when would differ from run
+/// to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub disks: bool,
+    /// The entropy device.
+    pub outside_world: bool,
+}
+
+/// Finds and starts the devices. Once, at boot, when interrupt controllers are set up. One that
+/// cannot be used is left out with one line in the log.
+pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevice], wanted: Wanted) {
+    if !wanted.disks && !wanted.outside_world {
+        return;
+    }
+    let mut found_disks = Vec::new();
+    for found in discovery::find(acpi, announced) {
+        let (device_type, bus) = (found.device_type, found.bus());
+        let started = match device_type {
+            device_type::BLOCK if wanted.disks && found_disks.len() < virtio_blk::DISK_LIMIT => {
+                disks::start(found).map(|disk| found_disks.push(disk))
+            }
+            device_type::ENTROPY if wanted.outside_world => virtio_rng::seed(found),
+            _ => continue,
+        };
+        if let Err(error) = started {
+            log::warn!("a {} on {bus} is not used: {error}", name(device_type));
+        }
+    }
+    DISKS.call_once(|| found_disks);
+}
+
+fn name(device_type: u32) -> &'static str {
+    match device_type {
+        device_type::BLOCK => "disk",
+        device_type::ENTROPY => "source of random bytes",
+        _ => "device",
+    }
 }
 
 /// The first disk that was found, if any.

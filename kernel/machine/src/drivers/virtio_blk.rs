@@ -103,7 +103,7 @@ impl Targets {
     const LIMIT: usize = 64;
 
     /// Beyond the limit the number leads nowhere, and the disk's waiters would wait forever:
-    /// [`super::disks`] does not look for more.
+    /// [`super::start_devices`] starts no more.
     fn add(&self, target: &'static dyn Target) -> usize {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         if let Some(slot) = self.list.get(number) {

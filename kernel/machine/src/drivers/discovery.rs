@@ -1,0 +1,188 @@
+//! Finding virtio devices: on PCI, and on memory-mapped registers that ACPI or the command line
+//! announce. [`super::start_devices`] gives each to its driver.
+use alloc::{sync::Arc, vec::Vec};
+
+use abi::boot::MmioDevice;
+use logic::{
+    acpi::{Acpi, VirtioMmio},
+    pci::Function,
+    virtio::{
+        VirtioError,
+        mmio::MmioTransport,
+        pci::{Layout, PciTransport},
+        transport::{QueueAddresses, Transport},
+    },
+};
+
+use super::{memory::Window, pci::Host};
+use crate::cpu::{apic, ioapic, irq};
+
+/// A device that nobody drives yet.
+pub struct Found {
+    /// One of [`logic::virtio::device_type`], or another.
+    pub device_type: u32,
+    place: Place,
+}
+
+enum Place {
+    Pci(Arc<Host>, Function),
+    Mmio(VirtioMmio, MmioTransport<Window>),
+}
+
+/// Either transport, so that drivers of which there is one instance need no type parameter.
+pub enum DeviceTransport {
+    Pci(PciTransport<Window>),
+    Mmio(MmioTransport<Window>),
+}
+
+/// How a device raises interrupts.
+pub enum Wire {
+    Pci(Arc<Host>, Function),
+    Mmio(VirtioMmio),
+}
+
+/// A connected interrupt.
+#[derive(Clone, Copy, Debug)]
+pub struct Connected {
+    /// MSI-X table entry, where the device has a table.
+    pub entry: Option<u16>,
+}
+
+/// All virtio devices, PCI first, each bus in address order.
+pub fn find(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<Found> {
+    let mut found = Vec::new();
+    if let Some(host) = Host::find(&acpi.ecam) {
+        let host = Arc::new(host);
+        for function in host.functions() {
+            if let Some(device_type) = logic::virtio::pci::device_type(&function) {
+                found.push(Found { device_type, place: Place::Pci(host.clone(), function) });
+            }
+        }
+    }
+    for place in mmio_places(acpi, announced) {
+        let Ok(len) = u32::try_from(place.len) else { continue };
+        // An empty slot, of which microvm has many, is no device.
+        if let Ok(transport) = MmioTransport::new(Window::map(place.address, len)) {
+            found.push(Found { device_type: transport.device_type(), place: Place::Mmio(place, transport) });
+        }
+    }
+    found
+}
+
+/// Announced twice, as on microvm, a device counts once; the tables know more about the wire.
+fn mmio_places(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<VirtioMmio> {
+    let mut places = acpi.virtio_mmio.clone();
+    for device in announced {
+        if places.iter().all(|place| place.address != device.base) {
+            places.push(VirtioMmio {
+                address: device.base,
+                len: device.size_bytes,
+                gsi: device.irq,
+                // Right for a pulse and for a line that the acknowledgement lowers.
+                level: false,
+                active_low: false,
+            });
+        }
+    }
+    places.sort_by_key(|place| place.address);
+    places
+}
+
+impl Found {
+    /// "PCI" or "MMIO", for the log.
+    pub fn bus(&self) -> &'static str {
+        match self.place {
+            Place::Pci(..) => "PCI",
+            Place::Mmio(..) => "MMIO",
+        }
+    }
+
+    /// Switches the device on as far as its bus is concerned.
+    pub fn open(self) -> Result<(DeviceTransport, Wire), VirtioError> {
+        match self.place {
+            Place::Mmio(place, transport) => Ok((DeviceTransport::Mmio(transport), Wire::Mmio(place))),
+            Place::Pci(host, function) => {
+                if !host.enable(&function) {
+                    return Err(VirtioError::NoRoom);
+                }
+                let layout = Layout::find(&*host, &function)?;
+                let map =
+                    |place: logic::virtio::pci::Place| host.map_bar(&function, place.bar, place.offset, place.len);
+                let transport = PciTransport::new(&layout, map)?;
+                Ok((DeviceTransport::Pci(transport), Wire::Pci(host, function)))
+            }
+        }
+    }
+}
+
+impl Wire {
+    /// Lets the device's interrupt call `run(data)` on this CPU. None: it has none, or all vectors
+    /// are taken.
+    pub fn connect(&self, run: fn(usize), data: usize) -> Option<Connected> {
+        match self {
+            Self::Pci(host, function) => {
+                host.connect_interrupt(function, run, data).map(|entry| Connected { entry: Some(entry) })
+            }
+            Self::Mmio(place) => {
+                let vector = irq::allocate(run, data)?;
+                ioapic::route(place.gsi, vector, place.level, place.active_low, apic::id())
+                    .then_some(Connected { entry: None })
+            }
+        }
+    }
+}
+
+/// Calls the same method of whichever it is.
+macro_rules! either {
+    ($self:ident, $transport:ident => $call:expr) => {
+        match $self {
+            Self::Pci($transport) => $call,
+            Self::Mmio($transport) => $call,
+        }
+    };
+}
+
+impl Transport for DeviceTransport {
+    fn device_type(&self) -> u32 {
+        either!(self, transport => transport.device_type())
+    }
+    fn is_legacy(&self) -> bool {
+        either!(self, transport => transport.is_legacy())
+    }
+    fn status(&self) -> u8 {
+        either!(self, transport => transport.status())
+    }
+    fn set_status(&mut self, status: u8) {
+        either!(self, transport => transport.set_status(status))
+    }
+    fn offered_features(&mut self) -> u64 {
+        either!(self, transport => transport.offered_features())
+    }
+    fn accept_features(&mut self, features: u64) {
+        either!(self, transport => transport.accept_features(features))
+    }
+    fn max_queue_size(&mut self, queue: u16) -> u16 {
+        either!(self, transport => transport.max_queue_size(queue))
+    }
+    fn set_queue(
+        &mut self,
+        queue: u16,
+        size: u16,
+        addresses: QueueAddresses,
+        vector: Option<u16>,
+    ) -> Result<(), VirtioError> {
+        either!(self, transport => transport.set_queue(queue, size, addresses, vector))
+    }
+    fn notify(&mut self, queue: u16) {
+        either!(self, transport => transport.notify(queue))
+    }
+    fn config32(&self, offset: u32) -> u32 {
+        either!(self, transport => transport.config32(offset))
+    }
+    fn config_generation(&self) -> u32 {
+        either!(self, transport => transport.config_generation())
+    }
+    fn acknowledge_interrupt(&mut self) {
+        either!(self, transport => transport.acknowledge_interrupt())
+    }
+}
