@@ -105,6 +105,7 @@ fn first_task(_: usize) {
         // A program feeds the console: no echo, no keyboard signals.
         let console = fs::console::Console::get();
         console.set_settings(fs::console::Settings { echo: false, signals: false, ..console.settings() });
+        console::write(format!("{}", abi::control::Frame::Input).as_bytes());
     }
     if let Err(error) = libc_shim::start_init(&boot.config, vfs) {
         boot::malformed(format_args!("{error}"));

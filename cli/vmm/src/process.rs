@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use abi::control::{Decoder, Frame, Piece};
+use abi::{
+    ConsoleInput,
+    control::{Decoder, Frame, Piece},
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
@@ -61,9 +64,14 @@ pub(crate) fn run(machine: &Machine, each: &mut dyn FnMut(Event<'_>)) -> Result<
     let child = command.spawn().map_err(|source| VmmError::QemuMissing { path: program, source })?;
     let mut qemu = Qemu(child);
     // Kept open to the end: a closed console would be one more thing that differs between runs.
-    let _input = feed_input(qemu.0.stdin.take(), machine.stdin.clone());
+    let (listening, listens) = mpsc::channel();
+    if machine.boot.stdin == ConsoleInput::Terminal {
+        // Such a guest does not say when it listens.
+        let _ = listening.send(());
+    }
+    let _input = feed_input(qemu.0.stdin.take(), machine.stdin.clone(), listens);
     let stderr = collect(qemu.0.stderr.take());
-    let mut watch = Watch { started, seen: Seen::default(), each };
+    let mut watch = Watch { started, seen: Seen::default(), listening, each };
     let timed_out = watch.console(&mut qemu, machine.time_limit)?;
     if timed_out {
         let _ = qemu.0.kill();
@@ -99,11 +107,19 @@ pub(crate) fn find_program(name: PathBuf) -> Result<PathBuf, VmmError> {
     std::env::split_paths(&path).map(|folder| folder.join(&name)).find(|full| full.is_file()).ok_or_else(missing)
 }
 
-/// Writes the machine's input from a thread of its own. What is returned keeps the pipe open.
-fn feed_input(pipe: Option<ChildStdin>, stdin: Stdin) -> Option<mpsc::Receiver<ChildStdin>> {
+/// Writes the machine's input from a thread of its own, once the machine `listens`: a serial port loses
+/// what comes before it is set up. What is returned keeps the pipe open.
+fn feed_input(
+    pipe: Option<ChildStdin>,
+    stdin: Stdin,
+    listens: mpsc::Receiver<()>,
+) -> Option<mpsc::Receiver<ChildStdin>> {
     let mut pipe = pipe?;
     let (keep, kept) = mpsc::channel();
     thread::spawn(move || {
+        if listens.recv().is_err() {
+            return;
+        }
         // A machine that ended no longer reads: that is its business, and no error.
         let _ = match stdin {
             Stdin::Nothing => Ok(()),
@@ -162,6 +178,8 @@ struct Seen {
 struct Watch<'a> {
     started: Instant,
     seen: Seen,
+    /// Tells the thread that writes the machine's input.
+    listening: mpsc::Sender<()>,
     each: &'a mut dyn FnMut(Event<'_>),
 }
 
@@ -218,6 +236,7 @@ impl Watch<'_> {
             Frame::Phase { name, ns, tsc } => {
                 self.seen.phases.push(Phase { name: name.to_string(), ns, tsc, seen_after });
             }
+            Frame::Input => drop(self.listening.send(())),
             Frame::Test { name, ok, detail } => {
                 self.seen.tests.push(TestResult { name: name.to_string(), ok, detail: detail.to_string() });
             }

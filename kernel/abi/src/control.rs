@@ -27,6 +27,8 @@ pub enum Frame<'a> {
     Panic { cause: &'a str },
     /// A boot phase was reached, at `ns` since boot on the machine's clock. No white space in `name`.
     Phase { name: &'a str, ns: u64, tsc: u64 },
+    /// The console takes input from now on (`stdin=pipe`). What came before may have been lost.
+    Input,
     /// A built-in test ended. No white space in `name`; `detail` may be empty.
     Test { name: &'a str, ok: bool, detail: &'a str },
 }
@@ -38,6 +40,7 @@ impl fmt::Display for Frame<'_> {
             Self::Exit { code, tsc } => write!(f, "exit;{code} tsc={tsc}")?,
             Self::Panic { cause } => write!(f, "panic;{}", OneLine(cause))?,
             Self::Phase { name, ns, tsc } => write!(f, "phase;{} {ns} {tsc}", Word(name))?,
+            Self::Input => f.write_str("input;ready")?,
             Self::Test { name, ok, detail } => {
                 let result = if ok { "ok" } else { "FAILED" };
                 write!(f, "test;{} {result} {}", Word(name), OneLine(detail))?;
@@ -93,6 +96,7 @@ impl<'a> Frame<'a> {
                 let (ns, tsc) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
                 fields.next().is_none().then_some(Self::Phase { name, ns, tsc })
             }
+            "input" => (payload == "ready").then_some(Self::Input),
             "test" => {
                 let (name, rest) = payload.split_once(' ')?;
                 let (result, detail) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -226,6 +230,7 @@ mod tests {
             Frame::Exit { code: 255, tsc: u64::MAX },
             Frame::Panic { cause: "page fault at 0x10; rip 0x20" },
             Frame::Phase { name: "first-task", ns: 12, tsc: 34 },
+            Frame::Input,
             Frame::Test { name: "paging", ok: true, detail: "" },
             Frame::Test { name: "ist", ok: false, detail: "wanted 3, got 4" },
         ];
