@@ -6,7 +6,8 @@
 //! # Invariants
 //! Entities wait in order of virtual runtime, then of arrival, so equal ones take turns. `floor`
 //! never goes back: a sleeper cannot save up more than [`SLEEPER_CREDIT_NS`].
-use alloc::collections::BTreeMap;
+use alloc::collections::BinaryHeap;
+use core::cmp::Ordering;
 
 /// `sched_prio_to_weight` for nice -20 to 19.
 const WEIGHTS: [u32; 40] = [
@@ -39,10 +40,44 @@ pub fn virtual_ns(ran_ns: u64, weight: u32) -> u64 {
 /// The waiting entities of one CPU. The running one is not among them; its owner keeps its virtual
 /// runtime and gives it back at [`RunQueue::push`].
 pub struct RunQueue<T> {
-    waiting: BTreeMap<(u64, u64), T>,
+    /// A heap, since it neither allocates nor frees as tasks come and go.
+    waiting: BinaryHeap<Waiting<T>>,
     arrivals: u64,
     floor: u64,
 }
+
+struct Waiting<T> {
+    vruntime: u64,
+    arrival: u64,
+    item: T,
+}
+
+impl<T> Waiting<T> {
+    fn key(&self) -> (u64, u64) {
+        (self.vruntime, self.arrival)
+    }
+}
+
+impl<T> Ord for Waiting<T> {
+    /// The greatest is the one furthest behind.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key().cmp(&self.key())
+    }
+}
+
+impl<T> PartialOrd for Waiting<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> PartialEq for Waiting<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl<T> Eq for Waiting<T> {}
 
 impl<T> Default for RunQueue<T> {
     fn default() -> Self {
@@ -52,7 +87,7 @@ impl<T> Default for RunQueue<T> {
 
 impl<T> RunQueue<T> {
     pub const fn new() -> Self {
-        Self { waiting: BTreeMap::new(), arrivals: 0, floor: 0 }
+        Self { waiting: BinaryHeap::new(), arrivals: 0, floor: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -81,17 +116,17 @@ impl<T> RunQueue<T> {
 
     pub fn push(&mut self, vruntime: u64, item: T) {
         self.arrivals += 1;
-        self.waiting.insert((vruntime, self.arrivals), item);
+        self.waiting.push(Waiting { vruntime, arrival: self.arrivals, item });
     }
 
     /// Virtual runtime of the entity that is furthest behind.
     pub fn first(&self) -> Option<u64> {
-        self.waiting.first_key_value().map(|(&(vruntime, _), _)| vruntime)
+        self.waiting.peek().map(|first| first.vruntime)
     }
 
     /// Takes the entity that is furthest behind.
     pub fn pop(&mut self) -> Option<(u64, T)> {
-        let ((vruntime, _), item) = self.waiting.pop_first()?;
+        let Waiting { vruntime, item, .. } = self.waiting.pop()?;
         self.floor = self.floor.max(vruntime);
         Some((vruntime, item))
     }
@@ -109,8 +144,13 @@ impl<T> RunQueue<T> {
 
     /// Takes the entity furthest behind that `allowed` accepts, for another CPU.
     pub fn steal(&mut self, mut allowed: impl FnMut(&T) -> bool) -> Option<(u64, T)> {
-        let key = *self.waiting.iter().find(|(_, item)| allowed(item))?.0;
-        self.waiting.remove(&key).map(|item| (key.0, item))
+        // `max`: the order is that of the heap, in which the one furthest behind is the greatest.
+        let key = self.waiting.iter().filter(|waiting| allowed(&waiting.item)).max()?.key();
+        let mut all = core::mem::take(&mut self.waiting).into_vec();
+        let at = all.iter().position(|waiting| waiting.key() == key);
+        let stolen = at.map(|at| all.swap_remove(at));
+        self.waiting = all.into();
+        stolen.map(|stolen| (stolen.vruntime, stolen.item))
     }
 }
 

@@ -65,8 +65,7 @@ struct IrqOff(bool);
 
 impl Drop for IrqOff {
     fn drop(&mut self) {
-        rt().lock_depth_add(-1);
-        rt().irq_restore(self.0);
+        rt().irq_lock_leave(self.0);
     }
 }
 
@@ -76,8 +75,7 @@ impl<T> IrqLock<T> {
     }
 
     pub fn lock(&self) -> IrqGuard<'_, T> {
-        let enabled = rt().irq_save();
-        rt().lock_depth_add(1);
+        let enabled = rt().irq_lock_enter();
         IrqGuard { inner: self.inner.lock(), _irq: IrqOff(enabled) }
     }
 }
@@ -164,8 +162,12 @@ impl WaitQueue {
         fence(Ordering::SeqCst);
     }
 
-    /// Takes the task's first entry out, if it is still there.
+    /// Takes the task's first entry out, if it is still there. By that task itself: nobody else adds
+    /// it, so a count of 0 that it sees is none of before its own [`WaitQueue::enlist`].
     pub fn delist(&self, task: &TaskRef) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         let mut waiters = self.waiters.lock();
         if let Some(at) = waiters.iter().position(|w| w.id() == task.id()) {
             waiters.remove(at);

@@ -46,13 +46,34 @@ impl<T> IrqSpin<T> {
     #[inline]
     pub fn lock(&self) -> IrqSpinGuard<'_, T> {
         let interrupts = InterruptsOff::enter();
+        IrqSpinGuard { inner: self.acquire(), _interrupts: interrupts }
+    }
+
+    /// For where interrupts are off already, and stay off for as long as the guard lives: the flag is
+    /// neither read nor written.
+    #[inline]
+    pub fn lock_while_off(&self) -> spin::MutexGuard<'_, T> {
+        debug_assert!(!interrupts::are_enabled());
+        self.acquire()
+    }
+
+    #[inline]
+    fn acquire(&self) -> spin::MutexGuard<'_, T> {
+        match self.inner.try_lock() {
+            Some(inner) => inner,
+            None => self.acquire_slowly(),
+        }
+    }
+
+    #[cold]
+    fn acquire_slowly(&self) -> spin::MutexGuard<'_, T> {
         loop {
-            if let Some(inner) = self.inner.try_lock() {
-                return IrqSpinGuard { inner, _interrupts: interrupts };
-            }
             // The holder may wait for this CPU to flush its TLB.
             crate::memory::tlb::serve();
             core::hint::spin_loop();
+            if let Some(inner) = self.inner.try_lock() {
+                return inner;
+            }
         }
     }
 

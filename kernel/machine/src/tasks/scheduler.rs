@@ -48,6 +48,9 @@ struct Sleeper {
 static QUEUES: [IrqSpin<RunQueue<Arc<Task>>>; MAX_CPUS] = [const { IrqSpin::new(RunQueue::new()) }; MAX_CPUS];
 static TIMERS: [IrqSpin<Timers<Sleeper>>; MAX_CPUS] = [const { IrqSpin::new(Timers::new()) }; MAX_CPUS];
 static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox::new() }; MAX_CPUS];
+/// The nearest deadline in each of `TIMERS`, `u64::MAX` for none. Changes under that lock; read
+/// without it, a value just out of date has the timer fire once for nothing.
+static NEAREST: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
 /// What each CPU's timer is armed for; `u64::MAX`: nothing.
 static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
 /// Ended tasks, and who drops them: what hangs on a task may sleep in its end.
@@ -89,8 +92,10 @@ fn switch_away(requeue: bool) {
     account(cpu, previous);
     cpu.reschedule.store(false, Ordering::Relaxed);
     let is_idle = core::ptr::eq(previous, cpu.idle_task.get());
-    let mut queue = QUEUES[index].lock();
-    MAILBOXES[index].take_all(|task| enqueue(&mut queue, task));
+    let mut queue = QUEUES[index].lock_while_off();
+    if !MAILBOXES[index].is_empty() {
+        MAILBOXES[index].take_all(|task| enqueue(&mut queue, task));
+    }
     previous.lag.store(queue.lag(previous.vruntime.load(Ordering::Relaxed)), Ordering::Relaxed);
     if requeue && !is_idle {
         if previous.may_run_on(index) {
@@ -104,9 +109,10 @@ fn switch_away(requeue: bool) {
         Some((_, task)) => Arc::into_raw(task),
         None => cpu.idle_task.get(),
     };
+    let others = !queue.is_empty();
     drop(queue);
     if core::ptr::eq(next, previous) {
-        rearm(cpu);
+        rearm(cpu, others);
         return;
     }
     // SAFETY: `next` is the idle task, which lives for ever, or carries the reference from the queue.
@@ -120,7 +126,7 @@ fn switch_away(requeue: bool) {
     cpu.previous.set(previous);
     previous.save_application_state();
     next.load_application_state();
-    rearm(cpu);
+    rearm(cpu, others);
     // SAFETY: `next.rsp` was stored by its own switch away, or laid out by `spawn`; both stacks stay
     // mapped; interrupts are off.
     unsafe { switch_stacks(previous.rsp.get(), *next.rsp.get()) };
@@ -177,13 +183,13 @@ fn consider_preemption(vruntime: u64) {
 /// Where a task that becomes runnable should go: where it ran last, unless an idle CPU could have it.
 fn choose_cpu(task: &Task) -> usize {
     let last = task.cpu.load(Ordering::Relaxed) as usize;
+    let online = percpu::online_count();
     // Its registers may still be in that CPU: only that one may run it.
-    if task.on_cpu.load(Ordering::Acquire) {
+    if online < 2 || task.on_cpu.load(Ordering::Acquire) {
         return last;
     }
     let is_idle = |index: usize| percpu::cpu(index).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
-    let online = percpu::online_count();
-    if task.may_run_on(last) && (is_idle(last) || online < 2) {
+    if task.may_run_on(last) && is_idle(last) {
         return last;
     }
     let allowed = |index: &usize| task.may_run_on(*index);
@@ -198,8 +204,8 @@ pub fn make_runnable(task: Arc<Task>) {
     let _off = InterruptsOff::enter();
     let target = choose_cpu(&task);
     if target == cpu_number() {
-        enqueue(&mut QUEUES[target].lock(), task);
-        rearm(this_cpu());
+        enqueue(&mut QUEUES[target].lock_while_off(), task);
+        rearm(this_cpu(), true);
     } else if MAILBOXES[target].push(task)
         && let Some(cpu) = percpu::cpu(target)
     {
@@ -211,10 +217,11 @@ pub fn make_runnable(task: Arc<Task>) {
 pub fn drain_mailbox() {
     let index = cpu_number();
     if !MAILBOXES[index].is_empty() {
-        let mut queue = QUEUES[index].lock();
+        let mut queue = QUEUES[index].lock_while_off();
         MAILBOXES[index].take_all(|task| enqueue(&mut queue, task));
+        let others = !queue.is_empty();
         drop(queue);
-        rearm(this_cpu());
+        rearm(this_cpu(), others);
     }
 }
 
@@ -286,8 +293,9 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
     }
     let timer_cpu = cpu_number();
     let park_number = task.park_number.fetch_add(1, Ordering::Relaxed) + 1;
-    let timer = deadline_ns
-        .map(|deadline| TIMERS[timer_cpu].lock().arm(deadline, Sleeper { task: task::current(), park_number }));
+    let timer = deadline_ns.map(|deadline| {
+        with_timers(timer_cpu, |timers| timers.arm(deadline, Sleeper { task: task::current(), park_number }))
+    });
     let state = if interruptible { wake::PARKED_INTERRUPTIBLE } else { wake::PARKED };
     let how = if task.wake.compare_exchange(wake::RUNNABLE, state, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // An unpark came in between.
@@ -308,8 +316,8 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
         }
     };
     if let Some(timer) = timer {
-        let cancelled = TIMERS[timer_cpu].lock().cancel(timer);
-        drop(cancelled);
+        // Dropped without the lock: it may be the last reference to a task.
+        drop(with_timers(timer_cpu, |timers| timers.cancel(timer)));
     }
     drop(off);
     how
@@ -319,7 +327,7 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
 pub fn yield_now() {
     let _off = InterruptsOff::enter();
     let task = current_ref();
-    if let Some(first) = QUEUES[cpu_number()].lock().first() {
+    if let Some(first) = QUEUES[cpu_number()].lock_while_off().first() {
         task.vruntime.fetch_max(first, Ordering::Relaxed);
     }
     switch_away(true);
@@ -360,30 +368,42 @@ pub fn timer_fired(now_ns: u64) {
     let index = cpu_number();
     ARMED[index].store(u64::MAX, Ordering::Relaxed);
     loop {
-        let due = TIMERS[index].lock().pop_due(now_ns);
+        let due = with_timers(index, |timers| timers.pop_due(now_ns));
         let Some(Sleeper { task, park_number }) = due else { break };
         if task.park_number.load(Ordering::Relaxed) == park_number {
             let _ = end_park(&task, wake::PARKED, ended::TIMED_OUT)
                 || end_park(&task, wake::PARKED_INTERRUPTIBLE, ended::TIMED_OUT);
         }
     }
+    let queue = QUEUES[index].lock_while_off();
     if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
         let running = current_ref();
         let ran_ns = time::ticks_to_ns(time::counter().wrapping_sub(cpu.running_since.get()));
         let vruntime = running.vruntime.load(Ordering::Relaxed) + run_queue::virtual_ns(ran_ns, running.weight());
-        if QUEUES[index].lock().slice_over(vruntime, ran_ns) {
+        if queue.slice_over(vruntime, ran_ns) {
             cpu.reschedule.store(true, Ordering::Relaxed);
         }
     }
-    rearm(cpu);
+    let others = !queue.is_empty();
+    drop(queue);
+    rearm(cpu, others);
 }
 
-/// Arms the CPU's timer for the nearest of its deadlines and the running task's slice end. A timer
-/// that is armed for earlier stays: firing once too often is cheaper than programming each time.
-fn rearm(cpu: &PerCpu) {
+/// Lends a CPU's timers, interrupts off, and notes the nearest afterwards.
+fn with_timers<T>(index: usize, with: impl FnOnce(&mut Timers<Sleeper>) -> T) -> T {
+    let mut timers = TIMERS[index].lock_while_off();
+    let result = with(&mut timers);
+    NEAREST[index].store(timers.next_deadline().unwrap_or(u64::MAX), Ordering::Relaxed);
+    result
+}
+
+/// Arms the CPU's timer for the nearest of its deadlines and, if `others` wait for the CPU, the
+/// running task's slice end. A timer that is armed for earlier stays: firing once too often is cheaper
+/// than programming each time.
+fn rearm(cpu: &PerCpu, others: bool) {
     let index = cpu.index.get() as usize;
-    let mut deadline = TIMERS[index].lock().next_deadline().unwrap_or(u64::MAX);
-    if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) && !QUEUES[index].lock().is_empty() {
+    let mut deadline = NEAREST[index].load(Ordering::Relaxed);
+    if others && !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
         let since = time::ticks_to_ns(cpu.running_since.get());
         deadline = deadline.min((since + SLICE_NS).max(time::now_ns() + SLICE_NS / 4));
     }
@@ -411,7 +431,7 @@ pub fn idle_loop() -> ! {
     loop {
         interrupts::disable();
         cpu.idle.store(true, Ordering::SeqCst);
-        let work = !MAILBOXES[index].is_empty() || !QUEUES[index].lock().is_empty() || steal(index);
+        let work = !MAILBOXES[index].is_empty() || !QUEUES[index].lock_while_off().is_empty() || steal(index);
         if work {
             tlb::leave_idle();
             switch_away(true);
@@ -432,7 +452,7 @@ fn steal(index: usize) -> bool {
         let Some((vruntime, task)) = stolen else { continue };
         task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
         drop(queue);
-        enqueue(&mut QUEUES[index].lock(), task);
+        enqueue(&mut QUEUES[index].lock_while_off(), task);
         return true;
     }
     false
