@@ -7,14 +7,14 @@ extern crate alloc;
 
 mod root;
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{string::String, vec::Vec};
 
 use abi::{BootConfig, LogLevel};
 use logic::acpi::Acpi;
 use machine::{
     boot::{self, BootInfo},
     console, cpu,
-    drivers::{Wanted, power},
+    drivers::{Wanted, control, power},
     tasks,
 };
 use rt::task::{Start, TaskSpec};
@@ -105,7 +105,7 @@ fn first_task(_: usize) {
         // A program feeds the console: no echo, no keyboard signals.
         let console = fs::console::Console::get();
         console.set_settings(fs::console::Settings { echo: false, signals: false, ..console.settings() });
-        console::write(format!("{}", abi::control::Frame::Input).as_bytes());
+        control::send(abi::control::Frame::Input);
     }
     if let Err(error) = libc_shim::start_init(&boot.config, vfs) {
         boot::malformed(format_args!("{error}"));
@@ -121,6 +121,6 @@ fn phase(config: &BootConfig, name: &str) {
 fn phase_at(config: &BootConfig, name: &str, tsc: u64) {
     if config.timing {
         let frame = abi::control::Frame::Phase { name, ns: machine::time::ticks_to_ns(tsc), tsc };
-        console::write(format!("{frame}").as_bytes());
+        control::send(frame);
     }
 }

@@ -2,7 +2,8 @@
 //! accelerator works here ([`accel`]).
 //!
 //! The console is one byte stream: what the application prints, with control frames of the kernel
-//! in between (`abi::control`). [`Machine::run`] takes them apart.
+//! in between (`abi::control`) until the kernel has found the control channel, a virtio-serial port,
+//! which takes them from then on. [`Machine::run`] reads both.
 
 pub mod accel;
 mod outcome;

@@ -4,6 +4,10 @@
 //! even if this one is killed; where that tool is missing only orderly ends are covered.
 use std::{
     io::{self, Read, Write},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::UnixStream,
+    },
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc,
@@ -15,7 +19,10 @@ use abi::{
     ConsoleInput,
     control::{Decoder, Frame, Piece},
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{FdFlags, fcntl_setfd},
+};
 
 use crate::{
     Machine, VmmError,
@@ -56,7 +63,9 @@ impl Drop for Qemu {
 }
 
 pub(crate) fn run(machine: &Machine, each: &mut dyn FnMut(Event<'_>)) -> Result<Report, VmmError> {
-    let arguments = qemu::arguments(machine)?;
+    // An exact run has no second channel: when the host takes its bytes is nothing that repeats.
+    let control = if machine.exact { None } else { Some(Control::new().map_err(VmmError::Console)?) };
+    let arguments = qemu::arguments(machine, control.as_ref().map(Control::inherited))?;
     let program = find_program(machine.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()))?;
     let started = Instant::now();
     let mut command = tied_to_this_process(&program);
@@ -72,7 +81,8 @@ pub(crate) fn run(machine: &Machine, each: &mut dyn FnMut(Event<'_>)) -> Result<
     let _input = feed_input(qemu.0.stdin.take(), machine.stdin.clone(), listens);
     let stderr = collect(qemu.0.stderr.take());
     let mut watch = Watch { started, seen: Seen::default(), listening, each };
-    let timed_out = watch.console(&mut qemu, machine.time_limit)?;
+    let mut control = control.map(Control::ours);
+    let timed_out = watch.channels(&mut qemu, control.as_mut(), machine.time_limit)?;
     if timed_out {
         let _ = qemu.0.kill();
     }
@@ -82,6 +92,32 @@ pub(crate) fn run(machine: &Machine, each: &mut dyn FnMut(Event<'_>)) -> Result<
     let qemu_stderr = stderr.recv().unwrap_or_default();
     let ending = Ending { status: status.code(), timed_out, exit, panic, qemu_stderr };
     Ok(Report { outcome: ending.outcome(), phases, tests, first_output_after, ended_after })
+}
+
+/// A pair of sockets: frames come in on one, QEMU inherits the other.
+struct Control {
+    ours: UnixStream,
+    theirs: UnixStream,
+}
+
+impl Control {
+    fn new() -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        // Another program that is started at this moment inherits it, too: so the end of the frames
+        // is never waited for.
+        fcntl_setfd(&theirs, FdFlags::empty())?;
+        Ok(Self { ours, theirs })
+    }
+
+    fn inherited(&self) -> RawFd {
+        self.theirs.as_raw_fd()
+    }
+
+    /// QEMU has its end now.
+    fn ours(self) -> UnixStream {
+        self.ours
+    }
 }
 
 /// A command that is killed when this process' calling thread ends.
@@ -184,10 +220,16 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Reads the console until it closes; true if the time limit came first.
-    fn console(&mut self, qemu: &mut Qemu, limit: Option<Duration>) -> Result<bool, VmmError> {
+    /// Reads console and control channel until the console closes; true if the time limit came first.
+    fn channels(
+        &mut self,
+        qemu: &mut Qemu,
+        mut control: Option<&mut UnixStream>,
+        limit: Option<Duration>,
+    ) -> Result<bool, VmmError> {
         let Some(mut stdout) = qemu.0.stdout.take() else { return Ok(false) };
         let mut decoder = Decoder::new();
+        let mut frames = Decoder::new();
         let mut buffer = vec![0; 64 << 10];
         let mut timed_out = false;
         loop {
@@ -197,11 +239,23 @@ impl Watch<'_> {
                 break;
             }
             let wait = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
-            match poll(&mut [PollFd::new(&stdout, PollFlags::IN)], wait.as_ref()) {
+            let mut watched = vec![PollFd::new(&stdout, PollFlags::IN)];
+            watched.extend(control.as_deref().map(|control| PollFd::new(control, PollFlags::IN)));
+            match poll(&mut watched, wait.as_ref()) {
                 Ok(0) => continue,
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(VmmError::Console(error.into())),
+            }
+            let console_ready = !watched[0].revents().is_empty();
+            if watched.get(1).is_some_and(|control| !control.revents().is_empty())
+                && let Some(open) = control.take()
+                && self.frames(open, &mut frames)
+            {
+                control = Some(open);
+            }
+            if !console_ready {
+                continue;
             }
             let count = stdout.read(&mut buffer).map_err(VmmError::Console)?;
             let after = self.started.elapsed();
@@ -212,7 +266,32 @@ impl Watch<'_> {
         }
         let after = self.started.elapsed();
         decoder.finish(&mut |piece| self.piece(piece, after));
+        if let Some(control) = control {
+            // What was sent before the end.
+            self.frames(control, &mut frames);
+        }
         Ok(timed_out)
+    }
+
+    /// Takes the frames that are there; false: there will be no more.
+    fn frames(&mut self, control: &mut UnixStream, decoder: &mut Decoder) -> bool {
+        let mut buffer = [0; 4096];
+        loop {
+            match control.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(count) => {
+                    let after = self.started.elapsed();
+                    // Nothing but frames belongs here.
+                    decoder.push(&buffer[..count], &mut |piece| {
+                        if let Piece::Frame(_) = piece {
+                            self.piece(piece, after);
+                        }
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
     }
 
     fn piece(&mut self, piece: Piece<'_>, after: Duration) {

@@ -1,11 +1,12 @@
 //! QEMU's command line for a machine.
 use std::{
     ffi::{OsStr, OsString},
+    os::fd::RawFd,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use abi::{BootConfig, Root, exit};
+use abi::{BootConfig, Root, control::PORT_NAME, exit};
 
 use crate::{Accel, Image, ImageAs, Machine, MachineType, VmmError};
 
@@ -13,8 +14,9 @@ use crate::{Accel, Image, ImageAs, Machine, MachineType, VmmError};
 const EXACT_START: &str = "2026-01-01";
 const EXACT_START_NS: u64 = 1_767_225_600_000_000_000;
 
-/// QEMU's arguments, after its own name.
-pub(crate) fn arguments(machine: &Machine) -> Result<Vec<OsString>, VmmError> {
+/// QEMU's arguments, after its own name. `control`: a connected socket that QEMU inherits, for the
+/// control channel.
+pub(crate) fn arguments(machine: &Machine, control: Option<RawFd>) -> Result<Vec<OsString>, VmmError> {
     if machine.exact && (machine.cpus != 1 || machine.accel != Accel::Tcg) {
         return Err(VmmError::NotExact);
     }
@@ -34,6 +36,11 @@ pub(crate) fn arguments(machine: &Machine) -> Result<Vec<OsString>, VmmError> {
     list.pair("-chardev", "stdio,id=console,signal=off").pair("-serial", "chardev:console");
     list.pair("-device", &format!("isa-debug-exit,iobase={:#x},iosize=4", exit::PORT));
     list.pair("-device", &format!("virtio-rng{}", bus_suffix(machine.machine_type)));
+    if let Some(socket) = control {
+        list.pair("-chardev", &format!("socket,id=control,fd={socket}"));
+        list.pair("-device", &format!("virtio-serial{},max_ports=2", bus_suffix(machine.machine_type)));
+        list.pair("-device", &format!("virtserialport,chardev=control,nr=1,name={PORT_NAME}"));
+    }
     if let Some(image) = &machine.image {
         add_image(&mut list, image, machine.machine_type)?;
     }
@@ -144,10 +151,10 @@ mod tests {
     #[test]
     fn an_exact_machine_has_one_cpu_and_tcg() {
         let mut machine = Machine { exact: true, cpus: 2, ..machine() };
-        assert!(matches!(arguments(&machine), Err(VmmError::NotExact)));
+        assert!(matches!(arguments(&machine, None), Err(VmmError::NotExact)));
         machine.cpus = 1;
         machine.accel = Accel::Kvm;
-        assert!(matches!(arguments(&machine), Err(VmmError::NotExact)));
+        assert!(matches!(arguments(&machine, None), Err(VmmError::NotExact)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Control frames on the console: what the machine tells the tool that runs it, hidden from the
-//! application's output.
+//! Control frames: what the machine tells the tool that runs it. They have a virtio-serial port of
+//! their own ([`PORT_NAME`]) or, where the machine has none, go between the console's bytes, hidden
+//! from the application's output.
 //!
 //! A frame is an APC escape string, `ESC _ demitasse;KIND;PAYLOAD ESC \` (ECMA-48, 8.3.2), which a
 //! terminal that sees it by accident does not print. [`Frame`] displays as such a string without
@@ -12,6 +13,9 @@ use core::fmt::{self, Write};
 
 /// Longest frame, all bytes counted. Longer ones are cut when written, and plain bytes when read.
 pub const MAX_FRAME_BYTES: usize = 4096;
+
+/// Name of the virtio-serial port for frames.
+pub const PORT_NAME: &str = "demitasse.control";
 
 const OPEN: &[u8] = b"\x1b_demitasse;";
 const ESC: u8 = 0x1b;

@@ -1,4 +1,4 @@
-//! Virtio 1.2, the driver's side: transports, split virtqueues, block and entropy devices.
+//! Virtio 1.2, the driver's side: transports, split virtqueues, block, console and entropy devices.
 //!
 //! All of it is safe code over two seams: [`Registers`] (a window of device registers) and [`Dma`]
 //! (memory that the device reads and writes). The machine implements them over real memory, tests
@@ -10,6 +10,7 @@
 use core::fmt;
 
 pub mod block;
+pub mod console;
 pub mod entropy;
 #[cfg(test)]
 mod fake;

@@ -17,7 +17,7 @@ use x86_64::instructions::{hlt, interrupts};
 use crate::{
     console::Raw,
     cpu::{apic, percpu},
-    drivers::power,
+    drivers::{control, power},
     memory::paging::{self, DIRECT_MAP},
 };
 
@@ -74,7 +74,7 @@ fn begin() {
 
 fn end(cause: fmt::Arguments<'_>, code: u32) -> ! {
     // The host tools read the cause from a control frame; a person reads the text above it.
-    let _ = writeln!(Raw, "{}", abi::control::Frame::Panic { cause: &OneLine::new(cause) });
+    control::send_last(abi::control::Frame::Panic { cause: &OneLine::new(cause) });
     power::off(code)
 }
 

@@ -94,7 +94,7 @@ pub struct PciTransport<R> {
     notify_multiplier: u32,
     device: Option<R>,
     /// Doorbell of each queue that was set up: an offset in `notify`.
-    doorbells: [Option<u32>; 4],
+    doorbells: [Option<u32>; 8],
 }
 
 impl<R: Registers> PciTransport<R> {
@@ -108,7 +108,7 @@ impl<R: Registers> PciTransport<R> {
             notify_len: layout.notify.len,
             notify_multiplier: layout.notify_multiplier,
             device: layout.device.map(mapped).transpose()?,
-            doorbells: [None; 4],
+            doorbells: [None; 8],
         })
     }
 

@@ -5,10 +5,11 @@
 //! used as an index, a length or an address without a check.
 use alloc::{sync::Arc, vec::Vec};
 
-use logic::virtio::device_type;
+use logic::virtio::{VirtioError, device_type};
 use rt::block::BlockDevice;
 use spin::Once;
 
+pub mod control;
 pub mod discovery;
 pub mod disks;
 pub mod memory;
@@ -27,7 +28,7 @@ static DISKS: Once<Vec<Arc<dyn BlockDevice>>> = Once::new();
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub disks: bool,
-    /// The entropy device.
+    /// The entropy device and the control channel.
     pub outside_world: bool,
 }
 
@@ -44,11 +45,15 @@ pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevic
             device_type::BLOCK if wanted.disks && found_disks.len() < virtio_blk::DISK_LIMIT => {
                 disks::start(found).map(|disk| found_disks.push(disk))
             }
+            device_type::CONSOLE if wanted.outside_world => control::start(found),
             device_type::ENTROPY if wanted.outside_world => virtio_rng::seed(found),
             _ => continue,
         };
-        if let Err(error) = started {
-            log::warn!("a {} on {bus} is not used: {error}", name(device_type));
+        match started {
+            Ok(()) => {}
+            // Not what its type says: a console without ports.
+            Err(VirtioError::NotThere) => log::debug!("nobody drives a {} on {bus}", name(device_type)),
+            Err(error) => log::warn!("a {} on {bus} is not used: {error}", name(device_type)),
         }
     }
     DISKS.call_once(|| found_disks);
@@ -57,6 +62,7 @@ pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevic
 fn name(device_type: u32) -> &'static str {
     match device_type {
         device_type::BLOCK => "disk",
+        device_type::CONSOLE => "console",
         device_type::ENTROPY => "source of random bytes",
         _ => "device",
     }

@@ -1,10 +1,7 @@
 #![allow(unsafe_code, reason = "port I/O that ends the machine")]
 //! Ways out: QEMU's debug-exit device, ACPI S5, the sleep and reset registers, the keyboard
 //! controller's reset line, a triple fault.
-use core::{
-    fmt::Write,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Once;
 use x86_64::instructions::{hlt, interrupts, port::Port};
@@ -60,8 +57,7 @@ pub fn exit(code: u8) -> ! {
         }
     }
     let _output = console::hold();
-    let frame = abi::control::Frame::Exit { code, tsc: time::counter() };
-    let _ = write!(console::Raw, "{frame}");
+    super::control::send_last(abi::control::Frame::Exit { code, tsc: time::counter() });
     off(abi::exit::ORDERLY)
 }
 

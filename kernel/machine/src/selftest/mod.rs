@@ -4,9 +4,8 @@
 //! They run in a kernel task of their own, over the real scheduler, page tables and interrupts, and
 //! with a small personality that serves the application snippets of [`application`].
 use alloc::string::String;
-use core::fmt::Write;
 
-use crate::{console, drivers::first_disk};
+use crate::drivers::{control, first_disk};
 
 mod application;
 mod bench;
@@ -65,9 +64,7 @@ pub fn run(name: &str) -> bool {
 }
 
 fn report(name: &str, ok: bool, detail: &str) {
-    let mut line = String::new();
-    let _ = write!(line, "{}", abi::control::Frame::Test { name, ok, detail });
-    console::write(line.as_bytes());
+    control::send(abi::control::Frame::Test { name, ok, detail });
 }
 
 /// An error text unless `condition` holds.
