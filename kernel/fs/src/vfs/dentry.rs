@@ -9,7 +9,7 @@
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use rt::sync::SpinLock;
+use rt::sync::{Mutex, MutexGuard, SpinLock};
 
 use super::mount::Mount;
 use crate::{
@@ -27,6 +27,8 @@ pub struct Dentry {
     inode: Arc<dyn Inode>,
     place: SpinLock<Place>,
     children: SpinLock<Children>,
+    /// Held over a change of the directory and the cached children together: see [`Dentry::change`].
+    changing: Mutex<()>,
     /// A file system is mounted here.
     mounted: SpinLock<Option<Arc<Mount>>>,
     has_mount: AtomicBool,
@@ -58,6 +60,7 @@ impl Dentry {
             inode,
             place: SpinLock::new(Place { parent, name: name.into() }),
             children: SpinLock::new(Children::default()),
+            changing: Mutex::new(()),
             mounted: SpinLock::new(None),
             has_mount: AtomicBool::new(false),
             unlinked: AtomicBool::new(false),
@@ -126,6 +129,20 @@ impl Dentry {
             }
             return answer;
         }
+    }
+
+    /// Keeps other changes of this directory out, from the file system's change to the cached children's:
+    /// else a removal could mark a name absent that a creation has just made.
+    pub fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock()
+    }
+
+    /// As [`Dentry::change`] for two directories, which may be one. Callers hold the file system's rename
+    /// lock, so the order of the two does not matter.
+    pub fn change_both<'a>(&'a self, other: &'a Self) -> (MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>) {
+        let first = self.change();
+        let second = if core::ptr::eq(self, other) { None } else { Some(other.change()) };
+        (first, second)
     }
 
     /// Enters a child that the file system has just created.

@@ -36,16 +36,18 @@ impl Base<'_> {
             if last.trailing_slash {
                 return Err(FsError::IsDirectory);
             }
-            let child = match last.directory.child(name) {
-                Ok(child) => child,
-                Err(FsError::NotFound) => match last.directory.create(name, NewNode::File, permissions) {
+            let child = loop {
+                match last.directory.child(name) {
+                    Err(FsError::NotFound) => {}
+                    found => break found?,
+                }
+                match last.directory.create(name, NewNode::File, permissions) {
                     // Just created: truncating it is needless, and its permissions do not count yet.
                     Ok(created) => return created.open(flags - OpenFlags::TRUNCATE),
-                    // Another task was faster.
-                    Err(FsError::Exists) => last.directory.child(name)?,
+                    // Another task was faster; its file may be gone again by the next look.
+                    Err(FsError::Exists) => {}
                     Err(error) => return Err(error),
-                },
-                Err(error) => return Err(error),
+                }
             };
             if flags.contains(OpenFlags::EXCLUSIVE) {
                 return Err(FsError::Exists);
@@ -92,6 +94,7 @@ impl Base<'_> {
         if target.kind() == FileKind::Directory {
             return Err(FsError::NotPermitted);
         }
+        let _change = last.directory.dentry.change();
         last.directory.inode().link(name, target.inode())?;
         last.directory.dentry.add_child(name, target.inode().clone());
         Ok(())
@@ -100,6 +103,7 @@ impl Base<'_> {
     pub fn unlink(&self, path: &[u8]) -> FsResult<()> {
         let last = self.name(path)?;
         let name = last.normal().map_err(|_| FsError::IsDirectory)?;
+        let _change = last.directory.dentry.change();
         let child = last.directory.child(name)?;
         if child.kind() == FileKind::Directory {
             return Err(FsError::IsDirectory);
@@ -121,6 +125,7 @@ impl Base<'_> {
             Name::Parent => return Err(FsError::NotEmpty),
             Name::Root => return Err(FsError::Busy),
         };
+        let _change = last.directory.dentry.change();
         let child = last.directory.child(name)?;
         if child.kind() != FileKind::Directory {
             return Err(FsError::NotDirectory);
@@ -145,6 +150,7 @@ impl Base<'_> {
         from.directory.check_writable()?;
         check_name(to_name)?;
         let _one_at_a_time = from.directory.mount.renames.lock();
+        let _changes = from.directory.dentry.change_both(&to.directory.dentry);
         let source = from.directory.child(name)?;
         let target = match to.directory.child(to_name) {
             Ok(target) => Some(target),
@@ -231,6 +237,7 @@ impl Location {
         if self.dentry.is_unlinked() {
             return Err(FsError::NotFound);
         }
+        let _change = self.dentry.change();
         let inode = self.inode().create(name, node, permissions)?;
         Ok(Location { mount: self.mount.clone(), dentry: self.dentry.add_child(name, inode) })
     }

@@ -218,7 +218,7 @@ fn concurrent_names() {
                 for i in 0..500 {
                     let path = std::format!("a/b/n{}", i % 3);
                     match (n + i) % 4 {
-                        0 => assert!(matches!(root.write(&path, b"12345"), Ok(()))),
+                        0 => assert_eq!(root.write(&path, b"12345"), Ok(())),
                         1 => assert!(matches!(root.base().unlink(path.as_bytes()), Ok(()) | Err(FsError::NotFound))),
                         2 => match root.read(&path) {
                             Ok(content) => assert!(content.is_empty() || content == b"12345"),
