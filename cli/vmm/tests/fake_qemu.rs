@@ -69,6 +69,18 @@ fn input_reaches_the_machine_and_stays_open() {
     assert_eq!(run(&machine).1, "got hello\n");
 }
 
+/// A serial port loses what arrives before the guest has set it up.
+#[test]
+fn input_waits_until_the_machine_listens() {
+    let script = r"timeout 0.3 head -c1 >early; printf '\033_demitasse;input;ready\033\\'; read line
+echo got $line, $(wc -c <early) bytes early; printf '\033_demitasse;exit;0 tsc=1\033\\'; exit 33";
+    let folder = folder("listens");
+    let mut machine = machine(&folder, &format!("cd {}; {script}", folder.display()));
+    machine.stdin = Stdin::Bytes(b"hello\n".to_vec());
+    machine.boot.stdin = abi::ConsoleInput::Pipe;
+    assert_eq!(run(&machine).1, "got hello, 0 bytes early\n");
+}
+
 #[test]
 fn the_time_limit_ends_the_machine() {
     let limit = Duration::from_millis(300);
