@@ -426,6 +426,16 @@ impl Pager for ErofsInode {
         self.in_memory(index).or_else(|| self.pages.cached(index))
     }
 
+    fn pages_if_cached(&self, first: u64, out: &mut [Option<Page>]) {
+        for (index, place) in (first..).zip(out.iter_mut()) {
+            *place = self.in_memory(index);
+            // A device is memory or is not; only the page of a file's tail may be elsewhere.
+            if place.is_none() {
+                return self.pages.cached_range(first, out);
+            }
+        }
+    }
+
     fn path(&self) -> alloc::string::String {
         alloc::string::String::new()
     }

@@ -489,6 +489,10 @@ impl Pager for LocatedPager {
         self.inner.page_if_cached(index)
     }
 
+    fn pages_if_cached(&self, first: u64, out: &mut [Option<Page>]) {
+        self.inner.pages_if_cached(first, out);
+    }
+
     fn path(&self) -> String {
         String::from_utf8_lossy(&self.location.path_from_top()).into_owned()
     }

@@ -153,6 +153,17 @@ impl FilePages {
         }
     }
 
+    /// Those pages from `first` on that are in memory, into the places of `out` that are still `None`.
+    pub fn cached_range(&self, first: u64, out: &mut [Option<Page>]) {
+        let mut slots = self.slots.lock();
+        for (index, place) in (first..).zip(out).filter(|(_, place)| place.is_none()) {
+            if let Some(Slot::Ready { page, used }) = slots.get_mut(index) {
+                *used = true;
+                *place = Some(page.clone());
+            }
+        }
+    }
+
     /// The page, read with its neighbours if it is not in memory. `index` is within the source.
     pub fn get(self: &Arc<Self>, index: u64, readahead: Readahead, source: &dyn PageSource) -> FsResult<Page> {
         if let Some(page) = source.in_memory(index) {

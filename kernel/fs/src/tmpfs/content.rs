@@ -185,6 +185,22 @@ impl Content {
         })
     }
 
+    /// As [`Content::page_in_memory`] for the pages from `first` on.
+    pub fn pages_in_memory(&self, first: u64, out: &mut [Option<Page>]) {
+        let own = self.has_own.load(Ordering::Acquire);
+        match &self.lower {
+            Some(lower) if !own && self.shows_lower((first + out.len() as u64).saturating_sub(1)) => {
+                lower.pager.pages_if_cached(first, out);
+            }
+            Some(_) => {
+                for (index, place) in (first..).zip(out) {
+                    *place = self.page_in_memory(index);
+                }
+            }
+            None => self.pages.cached_range(first, out),
+        }
+    }
+
     /// The page to write to: the file's own, made from the lower one or zeros if need be.
     pub fn own_page(&self, index: u64) -> FsResult<Page> {
         if let Some(page) = self.pages.cached(index) {

@@ -440,6 +440,12 @@ impl Pager for Node {
         if index < pages_of(content.size()) { content.page_in_memory(index) } else { None }
     }
 
+    fn pages_if_cached(&self, first: u64, out: &mut [Option<Page>]) {
+        let Ok(content) = self.content() else { return };
+        let within = pages_of(content.size()).saturating_sub(first).min(out.len() as u64);
+        content.pages_in_memory(first, &mut out[..within as usize]);
+    }
+
     fn path(&self) -> String {
         String::new()
     }

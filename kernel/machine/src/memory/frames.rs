@@ -20,7 +20,9 @@ use rt::page::{OutOfFrames, PAGE_SIZE};
 use super::{
     early,
     paging::{PAGE, direct},
+    zeroed,
 };
+pub use zeroed::zero_ahead;
 use crate::cpu::{
     lock::{InterruptsOff, IrqSpin},
     percpu::{self, MAX_CPUS},
@@ -164,7 +166,20 @@ pub fn take_page(zeroed: bool) -> Result<u64, OutOfFrames> {
 
 /// Takes a frame, if the buddy allocator keeps at least `reserve` of them.
 fn take_above(reserve: u64, zeroed: bool) -> Result<u64, OutOfFrames> {
-    let frame = with_cache(|cache| {
+    if zeroed && let Some(frame) = zeroed::take() {
+        return Ok(frame);
+    }
+    // The last frames of all are those of the zeroed pool.
+    let Ok(frame) = take_any(reserve) else { return zeroed::take().ok_or(OutOfFrames) };
+    counted(frame).references.store(1, Ordering::Relaxed);
+    if zeroed {
+        zero(frame);
+    }
+    Ok(frame)
+}
+
+fn take_any(reserve: u64) -> Result<u64, OutOfFrames> {
+    with_cache(|cache| {
         if cache.count == 0 {
             let mut buddy = BUDDY.lock();
             let buddy = buddy.as_mut().ok_or(OutOfFrames)?;
@@ -182,12 +197,18 @@ fn take_above(reserve: u64, zeroed: bool) -> Result<u64, OutOfFrames> {
         }
         cache.count -= 1;
         Ok(cache.frames[cache.count])
-    })?;
-    counted(frame).references.store(1, Ordering::Relaxed);
-    if zeroed {
-        zero(frame);
-    }
-    Ok(frame)
+    })
+}
+
+/// Bytes that only the kernel itself may take.
+pub fn reserve_bytes() -> u64 {
+    RESERVE.load(Ordering::Relaxed) * PAGE
+}
+
+/// True if there is no frame to spare for preparations.
+pub fn is_short() -> bool {
+    let least = 2 * RESERVE.load(Ordering::Relaxed);
+    BUDDY.lock().as_ref().is_none_or(|buddy| buddy.free_frames() < least)
 }
 
 /// A zeroed frame for a page table.
@@ -401,6 +422,6 @@ pub fn write(frame: u64, offset: usize, data: &[u8]) {
 
 /// (total, free) bytes.
 pub fn totals() -> (u64, u64) {
-    let free = BUDDY.lock().as_ref().map_or(0, Buddy::free_frames);
+    let free = BUDDY.lock().as_ref().map_or(0, Buddy::free_frames) + zeroed::count() as u64;
     (TOTAL.load(Ordering::Relaxed) as u64 * PAGE, free * PAGE)
 }

@@ -17,3 +17,4 @@ pub mod space;
 pub mod stacks;
 pub mod tlb;
 pub mod user;
+mod zeroed;

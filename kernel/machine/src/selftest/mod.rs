@@ -12,6 +12,7 @@ mod bench;
 mod disks;
 mod fatal;
 mod memory;
+mod pressure;
 mod tasks;
 
 type Test = (&'static str, fn() -> Result<(), String>);
@@ -29,6 +30,11 @@ const TESTS: &[Test] = &[
     ("protection", memory::protection),
     ("bad-user-copy", memory::bad_user_copy),
     ("write-xor-execute", memory::write_xor_execute),
+    ("file-larger-than-memory", pressure::file_larger_than_memory),
+    ("exhaustion", pressure::exhaustion),
+    ("huge-pages", pressure::huge_pages),
+    ("huge-pages-shared", pressure::huge_pages_shared),
+    ("zeroed-ahead", pressure::zeroed_ahead),
     ("null-syscall", application::null_syscall),
     ("syscall-registers", application::syscall_registers),
     ("fault-registers", application::fault_registers),
