@@ -4,7 +4,6 @@
 //! Nothing here takes a lock or allocates. The other CPUs are stopped by NMI first. The VM ends with
 //! [`abi::exit::PANIC`], or [`abi::exit::OUT_OF_MEMORY`].
 use core::{
-    alloc::Layout,
     arch::asm,
     fmt::{self, Write},
     panic::PanicInfo,
@@ -120,18 +119,13 @@ fn rust_panic(info: &PanicInfo<'_>) -> ! {
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
     backtrace(None, rbp);
+    // The allocation error of `alloc` reaches us as a panic with this message.
+    let message = OneLine::new(format_args!("{}", info.message()));
+    if message.starts_with("memory allocation of") {
+        print_raw(format_args!("demitasse: the kernel itself is out of memory: give the VM more\n"));
+        end(format_args!("kernel out of memory: {}", &*message), abi::exit::OUT_OF_MEMORY)
+    }
     end(format_args!("{info}"), abi::exit::PANIC)
-}
-
-/// Out of heap where the kernel cannot do without.
-#[cold]
-pub fn out_of_heap(layout: Layout) -> ! {
-    begin();
-    print_raw(format_args!(
-        "\ndemitasse: the kernel is out of memory ({} bytes asked for); give the VM more\n",
-        layout.size()
-    ));
-    end(format_args!("kernel out of memory"), abi::exit::OUT_OF_MEMORY)
 }
 
 /// An exception of kernel code.

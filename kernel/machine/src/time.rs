@@ -50,11 +50,6 @@ pub fn ticks_to_ns(ticks: u64) -> u64 {
     scale(ticks, NS_PER_TICK.load(Ordering::Relaxed))
 }
 
-/// (counter at monotonic zero, nanoseconds per tick in 32.32 fixed point), for the vDSO.
-pub fn parameters() -> (u64, u64) {
-    (BASE.load(Ordering::Relaxed), NS_PER_TICK.load(Ordering::Relaxed))
-}
-
 pub fn realtime_ns() -> u64 {
     EPOCH_NS.load(Ordering::Relaxed) + now_ns()
 }

@@ -32,7 +32,7 @@ use page::{OutOfFrames, PageId};
 use regs::TrapFrame;
 use space::AddressSpace;
 use task::{AppFault, ParkMode, Parked, TaskRef, TaskSpec};
-use user::{BadAddress, UserMemory};
+use user::UserMemory;
 
 /// What a machine offers to the services above it. One implementation per process: see [`init`].
 pub trait Runtime: Sync {
@@ -149,13 +149,3 @@ pub fn personality() -> Option<&'static dyn Personality> {
 
 /// Data that a higher layer hangs on an object of this one, got back by downcast.
 pub type Extension = Arc<dyn core::any::Any + Send + Sync>;
-
-/// Copies application memory into `out`.
-pub fn copy_from_user(out: &mut [u8], address: u64) -> Result<(), BadAddress> {
-    rt().user().read(out, address)
-}
-
-/// Copies `data` into application memory.
-pub fn copy_to_user(address: u64, data: &[u8]) -> Result<(), BadAddress> {
-    rt().user().write(address, data)
-}

@@ -103,10 +103,6 @@ impl PerCpu {
         CPUS[index as usize].store(ptr::from_ref(this).cast_mut(), Ordering::Release);
         READY.store(1, Ordering::Release);
     }
-
-    pub fn in_application(&self) -> bool {
-        self.mode.load(Ordering::Relaxed) & 1 == 1
-    }
 }
 
 /// The calling CPU's data. The kernel is not preemptible, so the reference stays right until the
