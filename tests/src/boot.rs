@@ -25,6 +25,34 @@ pub fn add(suite: &mut Suite) {
             }
         }
     }
+    for (machine_type, cpus) in [
+        (MachineType::Pc, 1),
+        (MachineType::Pc, 2),
+        (MachineType::MicrovmPcie, 2),
+        (MachineType::Q35, 8),
+        (MachineType::Microvm, 8),
+    ] {
+        let name = format!("boot/{machine_type:?}/{cpus}-cpu/disk").to_lowercase();
+        suite.add(Slice::Default, name, move || {
+            hello(|machine| Machine { machine_type, cpus, ..with_image(machine, ImageAs::Disk) })
+        });
+    }
+    // Above 3 GiB, memory has a hole for devices.
+    for (machine_type, gib) in
+        [(MachineType::Q35, 4), (MachineType::Pc, 4), (MachineType::Q35, 16), (MachineType::Microvm, 16)]
+    {
+        let name = format!("boot/{machine_type:?}/with-{gib}-gib").to_lowercase();
+        suite.add(Slice::Default, name, move || {
+            hello(|machine| Machine { machine_type, memory_bytes: gib << 30, ..with_image(machine, ImageAs::Disk) })
+        });
+    }
+    suite.add(Slice::Default, "boot/microvm/in-32-mib", || {
+        hello(|machine| Machine {
+            machine_type: MachineType::Microvm,
+            memory_bytes: 32 * MIB,
+            ..with_image(machine, ImageAs::Disk)
+        })
+    });
     suite.add(Slice::Default, "boot/in-32-mib", || {
         hello(|machine| Machine { memory_bytes: 32 * MIB, ..with_image(machine, ImageAs::Disk) })
     });

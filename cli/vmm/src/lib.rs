@@ -23,8 +23,12 @@ pub use process::{Event, Stdin};
 pub enum MachineType {
     #[default]
     Q35,
+    /// The older PC (i440FX): no PCI Express.
+    Pc,
     /// Boots faster; devices are virtio-mmio.
     Microvm,
+    /// The same with virtio on PCI Express, which no firmware has set up.
+    MicrovmPcie,
 }
 
 /// How the machine gets its root image.

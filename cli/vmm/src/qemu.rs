@@ -61,7 +61,8 @@ fn boot_config(machine: &Machine) -> BootConfig {
     }
     if boot.epoch_ns.is_none() && machine.exact {
         boot.epoch_ns = Some(EXACT_START_NS);
-    } else if boot.epoch_ns.is_none() && machine.machine_type == MachineType::Microvm {
+    } else if boot.epoch_ns.is_none() && matches!(machine.machine_type, MachineType::Microvm | MachineType::MicrovmPcie)
+    {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         boot.epoch_ns = Some(now.as_nanos() as u64);
     }
@@ -71,7 +72,9 @@ fn boot_config(machine: &Machine) -> BootConfig {
 fn machine_type(machine_type: MachineType) -> &'static str {
     match machine_type {
         MachineType::Q35 => "q35",
+        MachineType::Pc => "pc",
         MachineType::Microvm => "microvm",
+        MachineType::MicrovmPcie => "microvm,pcie=on",
     }
 }
 
@@ -115,7 +118,7 @@ fn add_image(list: &mut Arguments, image: &Image, machine_type: MachineType) -> 
 /// Modern virtio only, over the machine's bus.
 fn bus_suffix(machine_type: MachineType) -> &'static str {
     match machine_type {
-        MachineType::Q35 => "-pci,disable-legacy=on",
+        MachineType::Q35 | MachineType::Pc | MachineType::MicrovmPcie => "-pci,disable-legacy=on",
         MachineType::Microvm => "-device",
     }
 }

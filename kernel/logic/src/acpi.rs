@@ -118,11 +118,15 @@ pub struct Acpi {
     pub ioapics: Vec<IoApic>,
     pub overrides: Vec<Override>,
     pub ecam: Vec<Ecam>,
+    /// Where PCI devices' memory may be put, as (start, exclusive end), on a machine that has no
+    /// MCFG: without one there is no firmware either that has put it anywhere.
+    pub pci_windows: Vec<(u64, u64)>,
     pub power: Power,
     pub pm_timer: Option<PmTimer>,
     /// FADT's boot flags say that there is no CMOS clock.
     pub no_cmos_clock: bool,
     pub virtio_mmio: Vec<VirtioMmio>,
+    bridge: Option<Ecam>,
 }
 
 impl Acpi {
@@ -146,6 +150,10 @@ impl Acpi {
                 }
                 _ => {}
             }
+        }
+        match acpi.bridge.take() {
+            Some(bridge) if acpi.ecam.is_empty() => acpi.ecam.push(bridge),
+            _ => acpi.pci_windows.clear(),
         }
         Ok(acpi)
     }
@@ -246,6 +254,15 @@ impl Acpi {
         let aml = table.get(HEADER_LEN..).unwrap_or(&[]);
         self.power.s5_type = aml::sleep_type_s5(aml);
         self.virtio_mmio = aml::virtio_mmio(aml);
+        self.take_host_bridge(aml);
+    }
+
+    /// Found in the DSDT, a host bridge counts only where there is no MCFG ([`Acpi::read`]).
+    fn take_host_bridge(&mut self, aml: &[u8]) {
+        let Some(base) = aml::ecam_base(aml).filter(|base| base.checked_add(256 << 20).is_some()) else { return };
+        self.bridge = Some(Ecam { base, segment: 0, first_bus: 0, last_bus: 255 });
+        let outside = |&(start, end): &(u64, u64)| base < start || base >= end;
+        self.pci_windows = aml::memory_windows(aml).into_iter().filter(outside).collect();
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a PVH boot loader hands over: `hvm_start_info` (Xen's `arch-x86/hvm/start_info.h`).
 //!
-//! QEMU, Cloud Hypervisor and Firecracker put its physical address into EBX. Nothing here
-//! allocates: it is read before there is a heap.
+//! QEMU, Cloud Hypervisor and Firecracker put its physical address into EBX. Only the early heap is
+//! there when it is read.
+use alloc::vec::Vec;
 use core::fmt;
 
 use crate::physical::{PhysReader, u32_at, u64_at};
@@ -10,6 +11,9 @@ const MAGIC: u32 = 0x336e_c578;
 const HEADER_LEN: usize = 56;
 const MODULE_LEN: usize = 32;
 const REGION_LEN: usize = 24;
+const PAGE: u64 = 4096;
+/// What four levels of page tables leave for a direct map.
+const PHYSICAL_END: u64 = 1 << 46;
 /// More than any loader gives; a larger count is a broken structure.
 const MAX_REGIONS: u32 = 1024;
 const MAX_MODULES: u32 = 64;
@@ -21,6 +25,8 @@ pub enum PvhError {
     /// Version 0 has no memory map.
     NoMemoryMap,
     TooManyEntries(u32),
+    /// What has to lie in RAM does not, or lies where the kernel does.
+    Misplaced(&'static str),
 }
 
 impl fmt::Display for PvhError {
@@ -29,6 +35,7 @@ impl fmt::Display for PvhError {
             Self::Unreadable => write!(f, "the PVH start information points outside memory"),
             Self::BadMagic(magic) => write!(f, "no PVH start information: magic is {magic:#x}, not {MAGIC:#x}"),
             Self::NoMemoryMap => write!(f, "the PVH start information has no memory map (version 0?)"),
+            Self::Misplaced(what) => write!(f, "the memory map has no RAM where {what} should be"),
             Self::TooManyEntries(count) => write!(f, "the PVH start information claims {count} entries in a list"),
         }
     }
@@ -155,6 +162,51 @@ impl StartInfo {
     }
 }
 
+/// Usable RAM from `low` on: whole pages, sorted, neighbours joined, without what another entry says
+/// is no RAM, and without what no page table reaches. A map that contradicts itself gives less.
+pub fn usable_ram(regions: &[Region], low: u64) -> Vec<(u64, u64)> {
+    let mut ram: Vec<(u64, u64)> = regions
+        .iter()
+        .filter(|region| region.kind == RegionKind::Ram)
+        .map(|region| (region.start.max(low), region.end.min(PHYSICAL_END)))
+        .collect();
+    for other in regions.iter().filter(|region| region.kind != RegionKind::Ram) {
+        ram = ram
+            .into_iter()
+            .flat_map(|(start, end)| [(start, end.min(other.start)), (start.max(other.end), end)])
+            .filter(|(start, end)| start < end)
+            .collect();
+    }
+    let mut pages: Vec<(u64, u64)> = ram
+        .into_iter()
+        .map(|(start, end)| (start.next_multiple_of(PAGE), end & !(PAGE - 1)))
+        .filter(|(start, end)| start < end)
+        .collect();
+    pages.sort_unstable();
+    pages.dedup_by(|next, last| {
+        let joined = next.0 <= last.1;
+        if joined {
+            last.1 = last.1.max(next.1);
+        }
+        joined
+    });
+    pages
+}
+
+/// Checks that kernel image and boot module lie in RAM, and not in each other; both are (start, end).
+pub fn check_places(ram: &[(u64, u64)], image: (u64, u64), module: Option<(u64, u64)>) -> Result<(), PvhError> {
+    let inside = |(start, end): (u64, u64)| ram.iter().any(|range| range.0 <= start && end <= range.1);
+    if !inside(image) {
+        return Err(PvhError::Misplaced("the kernel"));
+    }
+    match module {
+        Some(module) if !inside(module) || (module.0 < image.1 && image.0 < module.1) => {
+            Err(PvhError::Misplaced("the boot module"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn entries<'m, const LEN: usize, R: PhysReader>(
     memory: &'m R,
     (first, count): (u64, u32),
@@ -214,6 +266,36 @@ mod tests {
         assert_eq!(StartInfo::read(&memory, 0x1000), Err(PvhError::TooManyEntries(5000)));
         memory.put(0x1000, &[0]);
         assert!(matches!(StartInfo::read(&memory, 0x1000), Err(PvhError::BadMagic(_))));
+    }
+
+    #[test]
+    fn ram_is_what_no_entry_denies() {
+        let region = |start, end, kind| Region { start, end, kind };
+        let ram = |start, end| region(start, end, RegionKind::Ram);
+        let map = [
+            ram(0x10_0000, 0x800_0000),
+            ram(0x1_0000_0000, u64::MAX),
+            region(0x700_0123, 0x700_0456, RegionKind::AcpiTables),
+            // Twice the same, and neighbours.
+            ram(0x780_0000, 0x800_0000),
+            ram(0x800_0000, 0x900_0800),
+            ram(0, 0x9_fc00),
+        ];
+        let wanted = [(0x10_0000, 0x700_0000), (0x700_1000, 0x900_0000), (0x1_0000_0000, 1 << 46)];
+        assert_eq!(usable_ram(&map, 0x10_0000), wanted);
+        assert_eq!(usable_ram(&[ram(0x1001, 0x1fff)], 0), []);
+    }
+
+    #[test]
+    fn kernel_and_module_must_lie_in_ram() {
+        let ram = [(0x10_0000, 0x800_0000)];
+        let image = (0x10_0000, 0x50_0000);
+        assert_eq!(check_places(&ram, image, None), Ok(()));
+        assert_eq!(check_places(&ram, image, Some((0x50_0000, 0x800_0000))), Ok(()));
+        for module in [(0x4f_ffff, 0x60_0000), (0x700_0000, 0x800_0001), (1 << 40, 1 << 41)] {
+            assert_eq!(check_places(&ram, image, Some(module)), Err(PvhError::Misplaced("the boot module")));
+        }
+        assert_eq!(check_places(&[], image, None), Err(PvhError::Misplaced("the kernel")));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Two patterns in AML byte code, found without interpreting it (ACPI 6.5, chapters 19.6 and 20).
+//! Patterns in AML byte code, found without interpreting it (ACPI 6.5, chapters 19.6 and 20).
 use alloc::vec::Vec;
 
 use super::VirtioMmio;
-use crate::physical::u32_at;
+use crate::physical::{u16_at, u32_at, u64_at};
 
 const NAME_OP: u8 = 0x08;
 const PACKAGE_OP: u8 = 0x12;
@@ -85,6 +85,58 @@ fn resources(aml: &[u8]) -> Option<VirtioMmio> {
         level: flags & 2 == 0,
         active_low: flags & 4 != 0,
     })
+}
+
+/// Where a PCI host bridge's `Method (_CBA)` says that configuration space is (PCI Firmware
+/// Specification 3.3, 4.1.3): only machines without the MCFG table need it, such as microvm.
+pub fn ecam_base(aml: &[u8]) -> Option<u64> {
+    const METHOD_OP: u8 = 0x14;
+    const RETURN_OP: u8 = 0xa4;
+    let mut from = 0;
+    while let Some(at) = find(aml, b"_CBA", from) {
+        from = at + 4;
+        // The method's length is one byte, then: name, flags, return, a 32- or 64-bit constant.
+        let method = at >= 2 && aml[at - 2] == METHOD_OP;
+        let value = match aml.get(from..from + 3) {
+            Some([_, RETURN_OP, 0x0c]) if method => u32_at(aml, from + 3).map(u64::from),
+            Some([_, RETURN_OP, 0x0e]) if method => u64_at(aml, from + 3),
+            _ => None,
+        };
+        if value.is_some_and(|base| base != 0 && base.is_multiple_of(1 << 20)) {
+            return value;
+        }
+    }
+    None
+}
+
+/// Memory that some `_CRS` gives away in 32- and 64-bit address space descriptors (6.4.3.5), as
+/// (start, exclusive end).
+pub fn memory_windows(aml: &[u8]) -> Vec<(u64, u64)> {
+    /// Memory; the two flag bytes may be anything.
+    const MEMORY: u8 = 0;
+    let mut windows = Vec::new();
+    for at in 0..aml.len() {
+        let range = match (aml[at], u16_at(aml, at + 1), aml.get(at + 3)) {
+            (0x87, Some(23), Some(&MEMORY)) => {
+                let field = |n: usize| u32_at(aml, at + 6 + 4 * n).map(u64::from);
+                (field(1), field(2), field(4))
+            }
+            (0x8a, Some(43), Some(&MEMORY)) => {
+                let field = |n: usize| u64_at(aml, at + 6 + 8 * n);
+                (field(1), field(2), field(4))
+            }
+            _ => continue,
+        };
+        if let (Some(first), Some(last), Some(len)) = range
+            && len > 0
+            && first.checked_add(len - 1) == Some(last)
+            && windows.len() < MAX_DEVICES
+            && let Some(end) = last.checked_add(1)
+        {
+            windows.push((first, end));
+        }
+    }
+    windows
 }
 
 fn find(haystack: &[u8], needle: &[u8], from: usize) -> Option<usize> {

@@ -67,6 +67,33 @@ fn dsdt() -> Vec<u8> {
     table(b"DSDT", &aml)
 }
 
+/// What QEMU's microvm with PCIe says of its host bridge.
+fn host_bridge() -> Vec<u8> {
+    let mut aml =
+        b"\x5b\x82\x40\x10PC00\x08_HID\x0c\x41\xd0\x0a\x08\x14\x0d_CBA\x00\xa4\x0c\x00\x00\x00\xe0\x08_CRS\x11\x00"
+            .to_vec();
+    aml.extend(b"\x88\x0d\x00\x02\x0c\x00\x00\x00\x00\x00\xff\x00\x00\x00\x00\x01");
+    aml.extend(b"\x87\x17\x00\x00\x0c\x01");
+    aml.extend([0u32, 0xc000_0000, 0xdfff_ffff, 0, 0x2000_0000].map(u32::to_le_bytes).concat());
+    for (start, len) in [(0xc0_0000_0000u64, 0x40_0000_0000u64), (0xe000_0000, 0x1000_0000)] {
+        aml.extend(b"\x8a\x2b\x00\x00\x0c\x01");
+        aml.extend([0, start, start + len - 1, 0, len].map(u64::to_le_bytes).concat());
+    }
+    aml
+}
+
+#[test]
+fn without_mcfg_the_host_bridge_says_where_it_is() {
+    let mut acpi = Acpi::default();
+    acpi.take_host_bridge(&host_bridge());
+    assert_eq!(acpi.bridge, Some(Ecam { base: 0xe000_0000, segment: 0, first_bus: 0, last_bus: 255 }));
+    assert_eq!(acpi.pci_windows, [(0xc000_0000, 0xe000_0000), (0xc0_0000_0000, 0x100_0000_0000)]);
+    let aml = host_bridge();
+    for end in 0..aml.len() {
+        let _ = (aml::ecam_base(&aml[..end]), aml::memory_windows(&aml[..end]));
+    }
+}
+
 fn machine(hw_reduced: bool, extended: bool) -> Memory {
     let mut memory = Memory { base: BASE, bytes: vec![0; 0x2_0000] };
     let mcfg_body = [&[0; 8][..], &0xb000_0000u64.to_le_bytes(), &[0, 0, 0, 255, 0, 0, 0, 0]].concat();

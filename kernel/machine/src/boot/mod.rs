@@ -90,7 +90,9 @@ extern "C" fn boot_start(start_info: u32) -> ! {
     let (low, top) = unsafe { (address(&boot_stack_bottom), address(&boot_stack_top)) };
     smp::install_boot_cpu(0, paging::KERNEL_BASE + low, paging::KERNEL_BASE + top);
     runtime::register();
-    let pvh = pvh::read(u64::from(start_info)).unwrap_or_else(|error| malformed(format_args!("{error}")));
+    // SAFETY: linker symbols; only their addresses are used.
+    let image = unsafe { (address(&__boot_start), address(&__kernel_end) - paging::KERNEL_BASE) };
+    let pvh = pvh::read(u64::from(start_info), image).unwrap_or_else(|error| malformed(format_args!("{error}")));
     map_memory(&pvh);
     heap::use_frames();
     features::enable();
@@ -116,9 +118,8 @@ fn map_memory(pvh: &pvh::Pvh) {
     let usable_end = pvh
         .ram
         .iter()
-        .find(|range| range.0 <= image_end && image_end < range.1)
-        .map(|range| range.1)
-        .expect("the kernel lies in RAM");
+        .find(|range| range.0 <= image_end && image_end <= range.1)
+        .map_or_else(|| malformed(format_args!("no RAM behind the kernel")), |range| range.1);
     // Early memory ends below a module that was put above the kernel.
     let early_end = pvh
         .module

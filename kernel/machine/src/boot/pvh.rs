@@ -4,10 +4,10 @@ use alloc::{string::String, vec, vec::Vec};
 
 use logic::{
     physical::PhysReader,
-    pvh::{PvhError, RegionKind, StartInfo},
+    pvh::{PvhError, Region, StartInfo, check_places, usable_ram},
 };
 
-use crate::memory::paging::{KERNEL_BASE, PAGE};
+use crate::memory::paging::KERNEL_BASE;
 
 pub struct Pvh {
     pub command_line: String,
@@ -36,17 +36,14 @@ impl PhysReader for BootMap {
     }
 }
 
-/// Reads the structure at physical `start_info`.
-pub fn read(start_info: u64) -> Result<Pvh, PvhError> {
+/// Reads the structure at physical `start_info`. `image` is where the kernel lies.
+pub fn read(start_info: u64, image: (u64, u64)) -> Result<Pvh, PvhError> {
     let info = StartInfo::read(&BootMap, start_info)?;
     let mut text = vec![0; COMMAND_LINE_LIMIT];
     let command_line = String::from_utf8_lossy(info.command_line(&BootMap, &mut text)).into_owned();
     let module = info.modules(&BootMap).next().map(|module| (module.start, module.start + module.len));
-    let ram = info
-        .regions(&BootMap)
-        .filter(|region| region.kind == RegionKind::Ram)
-        .map(|region| (region.start.max(LOW_END).next_multiple_of(PAGE), region.end & !(PAGE - 1)))
-        .filter(|(start, end)| start < end)
-        .collect();
+    let regions: Vec<Region> = info.regions(&BootMap).collect();
+    let ram = usable_ram(&regions, LOW_END);
+    check_places(&ram, image, module)?;
     Ok(Pvh { command_line, module, rsdp: info.rsdp, ram })
 }

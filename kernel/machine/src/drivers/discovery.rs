@@ -51,7 +51,7 @@ pub struct Connected {
 /// All virtio devices, PCI first, each bus in address order.
 pub fn find(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<Found> {
     let mut found = Vec::new();
-    if let Some(host) = Host::find(&acpi.ecam) {
+    if let Some(host) = Host::find(acpi) {
         let host = Arc::new(host);
         for function in host.functions() {
             if let Some(device_type) = logic::virtio::pci::device_type(&function) {

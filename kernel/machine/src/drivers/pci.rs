@@ -6,7 +6,7 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use logic::{
-    acpi::Ecam,
+    acpi::{Acpi, Ecam},
     pci::{self, Address, BarWindow, ConfigSpace, Function, Msix},
     virtio::Registers,
 };
@@ -40,14 +40,14 @@ pub struct Host {
 
 impl Host {
     /// None: a machine without PCI.
-    pub fn find(ecams: &[Ecam]) -> Option<Self> {
+    pub fn find(acpi: &Acpi) -> Option<Self> {
         let (access, first_bus) = if ports_answer() {
             (Access::Ports, 0)
         } else {
-            let ecam = ecams.iter().find(|ecam| ecam.segment == 0)?;
+            let ecam = acpi.ecam.iter().find(|ecam| ecam.segment == 0)?;
             (Access::Ecam(*ecam, BTreeMap::new()), ecam.first_bus)
         };
-        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new((SPARE_LOW, SPARE_HIGH)) })
+        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new(spare_windows(acpi)) })
     }
 
     pub fn functions(&self) -> Vec<Function> {
@@ -119,6 +119,15 @@ impl ConfigSpace for Host {
             }
         }
     }
+}
+
+/// For 32-bit and for 64-bit BARs: what the tables give away, else what is known to be free.
+fn spare_windows(acpi: &Acpi) -> (BarWindow, BarWindow) {
+    const LOW_END: u64 = 1 << 32;
+    let windows = || acpi.pci_windows.iter().map(|&(next, end)| BarWindow { next, end });
+    let low = windows().filter(|window| window.next >= 1 << 20).find(|window| window.end <= LOW_END);
+    let high = windows().find(|window| window.next >= LOW_END);
+    (low.unwrap_or(SPARE_LOW), high.unwrap_or(SPARE_HIGH))
 }
 
 fn select(at: Address, offset: u16) {
