@@ -8,12 +8,15 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod atomic;
 pub mod buddy;
 pub mod cmos_clock;
 pub mod elf;
 pub mod erofs;
 pub mod fd_table;
 pub mod futex;
+pub mod mail_stack;
+pub mod park_word;
 pub mod path;
 pub mod pci;
 pub mod physical;

@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "an intrusive list of counted pointers")]
 //! Mailboxes: tasks on their way to another CPU's run queue, or to the reaper, without a lock.
 //!
-//! A stack linked through [`Task::next_mail`]: any CPU pushes, one takes all. A task is in at most one
+//! A stack ([`logic::mail_stack`]) linked through [`Task::next_mail`]: any CPU pushes, one takes all. A task is in at most one
 //! mailbox, since only the one who made it runnable (or its own end) puts it there.
 use alloc::sync::Arc;
 use core::{
@@ -9,38 +9,34 @@ use core::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
+use logic::mail_stack::MailStack;
+
 use super::task::Task;
 
 pub struct Mailbox {
-    head: AtomicPtr<Task>,
+    stack: MailStack<*mut Task, AtomicPtr<Task>>,
 }
 
 impl Mailbox {
     pub const fn new() -> Self {
-        Self { head: AtomicPtr::new(ptr::null_mut()) }
+        Self { stack: MailStack::new(AtomicPtr::new(ptr::null_mut())) }
     }
 
     /// True if the mailbox was empty: the receiver has to be told.
     pub fn push(&self, task: Arc<Task>) -> bool {
         let task = Arc::into_raw(task).cast_mut();
-        let mut head = self.head.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: the pushed reference keeps the task alive, and nobody else links it.
-            unsafe { (*task).next_mail.store(head, Ordering::Relaxed) };
-            match self.head.compare_exchange_weak(head, task, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return head.is_null(),
-                Err(now) => head = now,
-            }
-        }
+        // SAFETY: the pushed reference keeps the task alive, and nobody else links it.
+        let link = |task: *mut Task, next| unsafe { (*task).next_mail.store(next, Ordering::Relaxed) };
+        self.stack.push(task, link).is_null()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.head.load(Ordering::Acquire).is_null()
+        self.stack.top().is_null()
     }
 
     /// Takes everything and hands it on, oldest first.
     pub fn take_all(&self, mut each: impl FnMut(Arc<Task>)) {
-        let mut newest = self.head.swap(ptr::null_mut(), Ordering::Acquire);
+        let mut newest = self.stack.take_all(ptr::null_mut());
         let mut oldest: *mut Task = ptr::null_mut();
         while !newest.is_null() {
             // SAFETY: the chain is ours since the swap; each link was set before its push.

@@ -12,6 +12,7 @@ use alloc::{string::String, sync::Arc};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use logic::{
+    park_word::{Ended, Ends},
     run_queue::{self, RunQueue, SLICE_NS},
     timers::Timers,
 };
@@ -21,7 +22,7 @@ use x86_64::instructions::interrupts;
 
 use super::{
     mailbox::Mailbox,
-    task::{self, Task, wake},
+    task::{self, Task},
 };
 use crate::{
     cpu::{
@@ -32,13 +33,6 @@ use crate::{
     memory::tlb,
     time,
 };
-
-/// Values of `Task::park_ended`.
-mod ended {
-    pub const WOKEN: u8 = 0;
-    pub const TIMED_OUT: u8 = 1;
-    pub const INTERRUPTED: u8 = 2;
-}
 
 struct Sleeper {
     task: Arc<Task>,
@@ -225,45 +219,23 @@ pub fn drain_mailbox() {
     }
 }
 
-/// Ends a park in one of `from`'s states. True if it was this call that ended it.
-fn end_park(task: &Task, from: u8, how: u8) -> bool {
-    if task.wake.load(Ordering::Acquire) != from {
-        return false;
-    }
-    let won = task.wake.compare_exchange(from, wake::RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    if won {
-        task.park_ended.store(how, Ordering::Relaxed);
-        // SAFETY: a parked task's reference belongs to whoever ends the park: this call.
-        make_runnable(unsafe { Arc::from_raw(task) });
-    }
-    won
+/// Makes a task run whose park the caller has just ended.
+fn resume(task: &Task) {
+    // SAFETY: a parked task's reference belongs to whoever ends the park: the caller.
+    make_runnable(unsafe { Arc::from_raw(task) });
 }
 
 pub fn unpark(task: &Task) {
-    loop {
-        match task.wake.load(Ordering::Acquire) {
-            wake::NOTIFIED => return,
-            wake::RUNNABLE => {
-                let note =
-                    task.wake.compare_exchange(wake::RUNNABLE, wake::NOTIFIED, Ordering::AcqRel, Ordering::Relaxed);
-                if note.is_ok() {
-                    return;
-                }
-            }
-            parked => {
-                if end_park(task, parked, ended::WOKEN) {
-                    return;
-                }
-            }
-        }
+    if task.wake.unpark() {
+        resume(task);
     }
 }
 
 /// After the interrupt flag was set: ends an interruptible park, or reaches application code that runs
 /// on another CPU.
 pub fn interrupt(task: &Task) {
-    if end_park(task, wake::PARKED_INTERRUPTIBLE, ended::INTERRUPTED) {
-        return;
+    if task.wake.end(Ends::Interruptible, Ended::Interrupted) {
+        return resume(task);
     }
     let _off = InterruptsOff::enter();
     let index = task.cpu.load(Ordering::Relaxed) as usize;
@@ -282,7 +254,7 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
     let task = current_ref();
     let interruptible = mode == ParkMode::Interruptible;
     let off = InterruptsOff::enter();
-    if task.wake.compare_exchange(wake::NOTIFIED, wake::RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+    if task.wake.take_token() {
         return Parked::Woken;
     }
     if interruptible && task.is_interrupted() {
@@ -296,22 +268,17 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
     let timer = deadline_ns.map(|deadline| {
         with_timers(timer_cpu, |timers| timers.arm(deadline, Sleeper { task: task::current(), park_number }))
     });
-    let state = if interruptible { wake::PARKED_INTERRUPTIBLE } else { wake::PARKED };
-    let how = if task.wake.compare_exchange(wake::RUNNABLE, state, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        // An unpark came in between.
-        task.wake.store(wake::RUNNABLE, Ordering::Release);
+    let ends = if interruptible { Ends::Interruptible } else { Ends::All };
+    let how = if !task.wake.publish(ends) {
         Parked::Woken
-    } else if interruptible
-        && task.is_interrupted()
-        && task.wake.compare_exchange(state, wake::RUNNABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    {
+    } else if interruptible && task.is_interrupted() && task.wake.withdraw(ends) {
         Parked::Interrupted
     } else {
         switch_away(false);
-        match task.park_ended.load(Ordering::Relaxed) {
-            ended::INTERRUPTED => Parked::Interrupted,
+        match task.wake.ended() {
+            Ended::Interrupted => Parked::Interrupted,
             // A timer of an earlier park may just have been on its way: that is a wake-up for nothing.
-            ended::TIMED_OUT if deadline_ns.is_some_and(|deadline| deadline <= time::now_ns()) => Parked::TimedOut,
+            Ended::TimedOut if deadline_ns.is_some_and(|deadline| deadline <= time::now_ns()) => Parked::TimedOut,
             _ => Parked::Woken,
         }
     };
@@ -370,9 +337,8 @@ pub fn timer_fired(now_ns: u64) {
     loop {
         let due = with_timers(index, |timers| timers.pop_due(now_ns));
         let Some(Sleeper { task, park_number }) = due else { break };
-        if task.park_number.load(Ordering::Relaxed) == park_number {
-            let _ = end_park(&task, wake::PARKED, ended::TIMED_OUT)
-                || end_park(&task, wake::PARKED_INTERRUPTIBLE, ended::TIMED_OUT);
+        if task.park_number.load(Ordering::Relaxed) == park_number && task.wake.end(Ends::All, Ended::TimedOut) {
+            resume(&task);
         }
     }
     let queue = QUEUES[index].lock_while_off();

@@ -9,6 +9,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicI8, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
+use logic::park_word::ParkWord;
 use rt::{
     Extension,
     page::OutOfFrames,
@@ -34,16 +35,6 @@ unsafe extern "C" {
     fn leave_to_application() -> !;
 }
 
-/// States of [`Task::wake`].
-pub mod wake {
-    /// Runs, or waits for a CPU.
-    pub const RUNNABLE: u8 = 0;
-    /// As above, and the next park returns at once.
-    pub const NOTIFIED: u8 = 1;
-    pub const PARKED: u8 = 2;
-    pub const PARKED_INTERRUPTIBLE: u8 = 3;
-}
-
 const ALL_CPUS: u64 = u64::MAX;
 
 pub struct Task {
@@ -56,9 +47,7 @@ pub struct Task {
     /// Application tasks only. Touched by the CPU the task runs on, or switches from.
     vectors: UnsafeCell<Option<VectorArea>>,
     fs_base: AtomicU64,
-    pub(super) wake: AtomicU8,
-    /// Set by whoever ends a park: see `scheduler::ended`.
-    pub(super) park_ended: AtomicU8,
+    pub(super) wake: ParkWord<AtomicU8>,
     /// Which park a timer belongs to.
     pub(super) park_number: AtomicU64,
     interrupted: AtomicBool,
@@ -95,8 +84,7 @@ impl Task {
             rsp: UnsafeCell::new(0),
             vectors: UnsafeCell::new(None),
             fs_base: AtomicU64::new(0),
-            wake: AtomicU8::new(wake::RUNNABLE),
-            park_ended: AtomicU8::new(0),
+            wake: ParkWord::new(AtomicU8::new(0), AtomicU8::new(0)),
             park_number: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             on_cpu: AtomicBool::new(false),

@@ -1,0 +1,308 @@
+//! The kernel's lock-free protocols in every interleaving that matters, by the model checker `loom`.
+//!
+//! `loom` gives sequentially consistent loads and stores no more than acquire and release; it orders
+//! read-modify-writes in full, so [`Cell`] puts these in their place.
+use std::sync::Arc;
+
+use logic::{
+    atomic::AtomicCell,
+    mail_stack::MailStack,
+    park_word::{Ended, Ends, ParkWord},
+};
+use loom::{
+    model::Builder,
+    sync::{
+        Notify,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+struct Cell(AtomicUsize);
+
+impl Cell {
+    fn new(value: usize) -> Self {
+        Self(AtomicUsize::new(value))
+    }
+
+    fn get(&self) -> usize {
+        self.0.fetch_add(0, Ordering::AcqRel)
+    }
+
+    fn set(&self, value: usize) {
+        self.0.swap(value, Ordering::AcqRel);
+    }
+}
+
+/// At least what each of the kernel's orders promises.
+fn at_most_acq_rel(order: Ordering) -> Ordering {
+    if order == Ordering::SeqCst { Ordering::AcqRel } else { order }
+}
+
+macro_rules! as_atomic_cell {
+    ($value:ty) => {
+        impl AtomicCell<$value> for Cell {
+            fn load(&self, order: Ordering) -> $value {
+                let value = if order == Ordering::SeqCst { self.get() } else { self.0.load(order) };
+                value as $value
+            }
+
+            fn store(&self, value: $value, order: Ordering) {
+                if order == Ordering::SeqCst { self.set(value as usize) } else { self.0.store(value as usize, order) }
+            }
+
+            fn swap(&self, value: $value, order: Ordering) -> $value {
+                self.0.swap(value as usize, at_most_acq_rel(order)) as $value
+            }
+
+            fn compare_exchange(
+                &self,
+                from: $value,
+                to: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                let result = self.0.compare_exchange(from as usize, to as usize, at_most_acq_rel(success), failure);
+                result.map(|value| value as $value).map_err(|value| value as $value)
+            }
+        }
+    };
+}
+
+as_atomic_cell!(u8);
+as_atomic_cell!(usize);
+
+fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(model);
+}
+
+/// A task as `machine::tasks::scheduler` has it; running it again is a notification.
+struct Task {
+    word: ParkWord<Cell>,
+    interrupted: Cell,
+    run: Notify,
+    made_runnable: Cell,
+}
+
+impl Task {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            word: ParkWord::new(Cell::new(0), Cell::new(0)),
+            interrupted: Cell::new(0),
+            run: Notify::new(),
+            made_runnable: Cell::new(0),
+        })
+    }
+
+    fn make_runnable(&self) {
+        let before = self.made_runnable.0.fetch_add(1, Ordering::AcqRel);
+        assert_eq!(before, 0, "a task is in two queues");
+        self.run.notify();
+    }
+
+    fn unpark(&self) {
+        if self.word.unpark() {
+            self.make_runnable();
+        }
+    }
+
+    fn interrupt(&self) {
+        self.interrupted.set(1);
+        if self.word.end(Ends::Interruptible, Ended::Interrupted) {
+            self.make_runnable();
+        }
+    }
+
+    fn time_out(&self) {
+        if self.word.end(Ends::All, Ended::TimedOut) {
+            self.make_runnable();
+        }
+    }
+
+    /// `scheduler::park`.
+    fn park(&self, ends: Ends) -> Ended {
+        let interrupted = || ends == Ends::Interruptible && self.interrupted.get() != 0;
+        if self.word.take_token() {
+            return Ended::Woken;
+        }
+        if interrupted() {
+            return Ended::Interrupted;
+        }
+        if !self.word.publish(ends) {
+            return Ended::Woken;
+        }
+        if interrupted() && self.word.withdraw(ends) {
+            return Ended::Interrupted;
+        }
+        // A notification may come for nothing; a CPU runs a task only out of a queue.
+        while self.made_runnable.get() == 0 {
+            self.run.wait();
+        }
+        self.made_runnable.set(0);
+        self.word.ended()
+    }
+}
+
+fn with<T: Send + Sync + 'static>(shared: &Arc<T>, run: fn(&T)) -> thread::JoinHandle<()> {
+    let shared = shared.clone();
+    thread::spawn(move || run(&shared))
+}
+
+/// Without the unpark, the second park would not end: `loom` reports that as a deadlock.
+#[test]
+fn each_unpark_ends_a_park() {
+    check(3, || {
+        let task = Task::new();
+        let waker = with(&task, Task::unpark);
+        assert_eq!(task.park(Ends::All), Ended::Woken);
+        waker.join().unwrap();
+        let waker = with(&task, Task::unpark);
+        assert_eq!(task.park(Ends::Interruptible), Ended::Woken);
+        waker.join().unwrap();
+    });
+}
+
+#[test]
+fn an_interrupt_ends_a_park_it_meets_at_any_point() {
+    check(4, || {
+        let task = Task::new();
+        let interrupter = with(&task, Task::interrupt);
+        assert_eq!(task.park(Ends::Interruptible), Ended::Interrupted);
+        interrupter.join().unwrap();
+    });
+}
+
+#[test]
+fn one_of_several_ends_a_park_and_no_unpark_is_lost() {
+    check(2, || {
+        let task = Task::new();
+        let others = [with(&task, Task::unpark), with(&task, Task::interrupt), with(&task, Task::time_out)];
+        let first = task.park(Ends::Interruptible);
+        others.into_iter().for_each(|other| other.join().unwrap());
+        // An unpark that did not end the park has left its token.
+        if first != Ended::Woken {
+            assert_eq!(task.park(Ends::All), Ended::Woken);
+        }
+    });
+}
+
+#[test]
+fn an_interrupt_leaves_an_uninterruptible_park_alone() {
+    check(3, || {
+        let task = Task::new();
+        let others = [with(&task, Task::interrupt), with(&task, Task::unpark)];
+        assert_eq!(task.park(Ends::All), Ended::Woken);
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}
+
+/// A CPU's mailbox: items are 1, 2, …, each with its link; an interrupt is sent to an empty mailbox.
+struct Mail {
+    stack: MailStack<usize, Cell>,
+    next: [Cell; 4],
+    content: [Cell; 4],
+    interrupts: Cell,
+}
+
+impl Mail {
+    fn post(&self, item: usize) {
+        // What the sender wrote must be there when the receiver gets it, by the stack's own ordering.
+        self.content[item].0.store(item, Ordering::Relaxed);
+        let top = self.stack.push(item, |item, next| self.next[item].0.store(next, Ordering::Relaxed));
+        if top == 0 {
+            self.interrupts.0.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn receive(&self) -> usize {
+        let (mut item, mut count) = (self.stack.take_all(0), 0);
+        while item != 0 {
+            assert_eq!(self.content[item].0.load(Ordering::Relaxed), item);
+            item = self.next[item].0.load(Ordering::Relaxed);
+            count += 1;
+        }
+        count
+    }
+}
+
+#[test]
+fn all_mail_arrives_and_what_is_left_has_an_interrupt() {
+    check(3, || {
+        let mail = Arc::new(Mail {
+            stack: MailStack::new(Cell::new(0)),
+            next: std::array::from_fn(|_| Cell::new(0)),
+            content: std::array::from_fn(|_| Cell::new(0)),
+            interrupts: Cell::new(0),
+        });
+        let posts = [with(&mail, |mail| (1..3).for_each(|item| mail.post(item))), with(&mail, |mail| mail.post(3))];
+        let mut got = mail.receive();
+        posts.into_iter().for_each(|post| post.join().unwrap());
+        // The receiver looks again only because of an interrupt.
+        while got < 3 {
+            assert!(mail.interrupts.get() > 0, "mail without an interrupt");
+            got += mail.receive();
+        }
+        assert_eq!((got, mail.stack.top()), (3, 0));
+    });
+}
+
+/// `machine::memory::tlb` with two CPUs: one unmaps a page and frees its frame, the other comes out of
+/// idle with the page's translation still in its TLB. Mirrors that file; change both together.
+struct Shootdown {
+    idle: Cell,
+    requested: Cell,
+    acknowledged: Cell,
+    freed: Cell,
+}
+
+impl Shootdown {
+    /// On the CPU that unmaps.
+    fn shoot_down(&self) {
+        let generation = self.requested.0.fetch_add(1, Ordering::AcqRel) + 1;
+        if self.idle.get() == 0 {
+            while self.acknowledged.0.load(Ordering::Acquire) < generation {
+                thread::yield_now();
+            }
+        }
+        self.freed.set(1);
+    }
+
+    /// On the other: whether its translation is still there afterwards.
+    fn leave_idle(&self) -> bool {
+        self.idle.set(0);
+        self.catch_up()
+    }
+
+    fn catch_up(&self) -> bool {
+        let generation = self.requested.get();
+        let behind = self.acknowledged.0.load(Ordering::Relaxed) < generation;
+        if behind {
+            self.acknowledged.0.fetch_max(generation, Ordering::Release);
+        }
+        !behind
+    }
+}
+
+#[test]
+fn no_cpu_leaves_idle_with_a_translation_of_a_freed_frame() {
+    check(4, || {
+        let state = Arc::new(Shootdown {
+            idle: Cell::new(1),
+            requested: Cell::new(0),
+            acknowledged: Cell::new(0),
+            freed: Cell::new(0),
+        });
+        let unmapper = with(&state, Shootdown::shoot_down);
+        if state.leave_idle() {
+            assert_eq!(state.freed.get(), 0, "a freed frame is used through a stale translation");
+        }
+        // The interrupt that the request sends, if it saw this CPU awake.
+        while state.freed.get() == 0 {
+            state.catch_up();
+            thread::yield_now();
+        }
+        unmapper.join().unwrap();
+    });
+}
