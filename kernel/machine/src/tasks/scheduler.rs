@@ -30,7 +30,7 @@ use crate::{
         lock::{InterruptsOff, IrqSpin},
         percpu::{self, MAX_CPUS, PerCpu, this_cpu},
     },
-    memory::tlb,
+    memory::{frames, tlb},
     time,
 };
 
@@ -402,6 +402,11 @@ pub fn idle_loop() -> ! {
             tlb::leave_idle();
             switch_away(true);
             interrupts::enable();
+        } else if !time::is_exact() && frames::zero_ahead() {
+            // Memory for the next faults, a page at a time. Interrupts need an instruction between `sti`
+            // and the next `cli` to arrive at.
+            interrupts::enable();
+            core::hint::spin_loop();
         } else {
             // `sti` takes effect after the next instruction: a wake-up in between ends the halt.
             interrupts::enable_and_hlt();
