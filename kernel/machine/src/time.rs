@@ -64,6 +64,7 @@ pub fn set_realtime(epoch_ns: u64) {
 pub fn init(exact: bool) {
     EXACT.store(exact, Ordering::Relaxed);
     let hz = if exact { NS_PER_S } else { known_hz().unwrap_or_else(measure_hz) };
+    log::info!("time stamp counter at {} kHz", hz / 1000);
     NS_PER_TICK.store(((u128::from(NS_PER_S) << 32) / u128::from(hz)) as u64, Ordering::Relaxed);
     APIC_PER_NS.store(((u128::from(HYPERVISOR_APIC_HZ) << 32) / u128::from(NS_PER_S)) as u64, Ordering::Relaxed);
     // Monotonic zero is the counter's: power-on, on a virtual machine.
@@ -99,19 +100,32 @@ fn known_hz() -> Option<u64> {
 fn measure_hz() -> u64 {
     let off = crate::cpu::lock::InterruptsOff::enter();
     apic::arm_timer(u32::MAX);
-    let from = counter();
     let wait = (HYPERVISOR_APIC_HZ / NS_PER_S * CALIBRATION_NS) as u32;
-    let mut elapsed;
-    loop {
-        elapsed = u32::MAX - apic::timer_now();
-        if elapsed >= wait {
-            break;
-        }
-    }
-    let ticks = counter() - from;
+    let start = both_clocks();
+    while start.1 - apic::timer_now() < wait {}
+    let end = both_clocks();
     apic::arm_timer(0);
     drop(off);
+    let (ticks, elapsed) = (end.0 - start.0, start.1 - end.1);
     ((u128::from(ticks) * u128::from(HYPERVISOR_APIC_HZ)) / u128::from(elapsed)) as u64
+}
+
+/// (counter, APIC timer) at one moment: of several readings the one with the least time between, since
+/// a host may take the CPU away in the middle of any.
+fn both_clocks() -> (u64, u32) {
+    const READINGS: u32 = 8;
+    let mut best = (0, 0);
+    let mut shortest = u64::MAX;
+    for _ in 0..READINGS {
+        let before = counter();
+        let timer = apic::timer_now();
+        let after = counter();
+        if after - before < shortest {
+            shortest = after - before;
+            best = (before + (after - before) / 2, timer);
+        }
+    }
+    best
 }
 
 /// Arms this CPU's timer for `deadline_ns`; None disarms it.
