@@ -1,6 +1,11 @@
 //! A machine that runs one program to its end, and what was seen of it.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use abi::{BootConfig, LogLevel};
 use vmm::{Event, Image, ImageAs, Machine, Outcome, Report};
@@ -100,6 +105,30 @@ pub fn differences(expected: &str, actual: &str) -> String {
         }
     }
     if shown.is_empty() { String::new() } else { format!("expected (-) and actual (+):\n{}", shown.concat()) }
+}
+
+/// Compiles `tests/guest/NAME.c`, a program for machines that is no test by itself.
+pub fn compiled(name: &str) -> Result<PathBuf, String> {
+    image_folder()?;
+    let program = Path::new(IMAGES).join(name);
+    let mut compiler = Command::new("musl-gcc");
+    compiler.args([
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-pthread",
+        "-static",
+        "-idirafter",
+        "/usr/include",
+    ]);
+    compiler.args(["-idirafter", "/usr/include/x86_64-linux-gnu", "-o"]).arg(&program);
+    let ended = compiler.arg(format!("tests/guest/{name}.c")).output().map_err(|error| format!("musl-gcc: {error}"))?;
+    if !ended.status.success() {
+        return Err(format!("musl-gcc: {}", String::from_utf8_lossy(&ended.stderr)));
+    }
+    Ok(program)
 }
 
 /// Makes the folder for test images.

@@ -155,11 +155,21 @@ fn configuration_text(app: &App, java_home: &Path) -> String {
 }
 
 fn in_machine(name: &str, jdk: u32, cpus: u32) -> Verdict {
+    run_as(name, jdk, cpus, &[])
+}
+
+/// Hello, on a machine with more options of `demitasse run`.
+pub fn hello(jdk: u32, cpus: u32, options: &[&str]) -> Verdict {
+    run_as("hello", jdk, cpus, options)
+}
+
+fn run_as(name: &str, jdk: u32, cpus: u32, options: &[&str]) -> Verdict {
     let run = App::read(name).and_then(|app| {
         let mut command = limited("build/demitasse".into());
         command.args(["run", "--loglevel", "error", "--jdk", &jdk.to_string(), "--cpus", &cpus.to_string()]);
         // The command ends the machine before it is ended itself.
         command.args(["--time-limit", &format!("{}s", LIMIT_S - 10)]);
+        command.args(options);
         for pair in &app.environment {
             command.args(["--env", pair]);
         }

@@ -12,6 +12,7 @@ mod guest;
 mod java;
 mod kernel;
 mod measure;
+mod pressure;
 mod suite;
 
 use std::{env, process::ExitCode};
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     boot::add(&mut suite);
     conformance::add(&mut suite);
     java::add(&mut suite);
+    pressure::add(&mut suite);
     suite.select(options.slice, &options.names);
     if options.list {
         suite.list();

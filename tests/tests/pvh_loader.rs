@@ -73,7 +73,8 @@ fn it_is_loaded_and_entered_by_its_pvh_note() {
 
     let file = fs::read(kernel()).unwrap();
     let segments = segments(&file);
-    let holds = |segment: &&Segment| (segment.physical..segment.physical + segment.file_bytes as u64).contains(&entry.0);
+    let holds =
+        |segment: &&Segment| (segment.physical..segment.physical + segment.file_bytes as u64).contains(&entry.0);
     assert!(segments.iter().find(holds).is_some_and(|segment| segment.executable), "the entry is no code");
     for segment in &segments {
         assert!(segment.physical >= HIGH_RAM_START.0, "a segment at {:#x} is refused", segment.physical);

@@ -1,10 +1,10 @@
 //! The kernel's micro-benchmarks (`test=bench`), as it reports them itself.
 
 use abi::BootConfig;
-use vmm::{Machine, Outcome};
+use vmm::{ImageAs, Machine, Outcome};
 
 use super::{MEASURED_KERNEL, Platform};
-use crate::guest;
+use crate::{guest, pressure};
 
 const LIMIT_S: u64 = 60;
 
@@ -14,7 +14,24 @@ pub fn take() -> Result<(), String> {
     for platform in [Platform::Q35, Platform::Microvm] {
         report(platform, 1, true)?;
     }
-    report(Platform::Q35, 2, false)
+    report(Platform::Q35, 2, false)?;
+    by_application()
+}
+
+/// What an application sees: `tests/guest/switches.c`, through the Linux personality.
+fn by_application() -> Result<(), String> {
+    let image = guest::image(pressure::image_of(&guest::compiled("switches")?)?, ImageAs::Module);
+    let machine = Machine { exact: true, image, ..guest::machine("/program", LIMIT_S) };
+    let run = guest::run(&Machine { kernel: MEASURED_KERNEL.into(), ..machine })?;
+    println!("\n| a Linux program, exact, q35 | instructions |");
+    println!("|---|---|");
+    for (name, count) in String::from_utf8_lossy(&run.output).lines().filter_map(|line| line.split_once(' ')) {
+        println!("| {name} | {count} |");
+    }
+    match run.exit_code() {
+        Some(0) => Ok(()),
+        _ => Err(format!("it ended as {:?}\n{}", run.report.outcome, guest::tail(&run.output))),
+    }
 }
 
 fn report(platform: Platform, cpus: u32, exact: bool) -> Result<(), String> {
