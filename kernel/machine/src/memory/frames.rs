@@ -22,11 +22,11 @@ use super::{
     paging::{PAGE, direct},
     zeroed,
 };
-pub use zeroed::zero_ahead;
 use crate::cpu::{
     lock::{InterruptsOff, IrqSpin},
     percpu::{self, MAX_CPUS},
 };
+pub use zeroed::zero_ahead;
 
 const CACHE: usize = 64;
 const CACHE_REFILL: usize = 32;
@@ -357,6 +357,7 @@ pub fn references(frame: u64) -> u32 {
 /// memcpy, made for any length, need half as many again.
 const ROUND: usize = 512;
 
+#[inline(never)]
 pub fn zero(frame: u64) {
     // SAFETY: the frame is the caller's, direct-mapped, and a whole number of rounds.
     unsafe {
@@ -381,6 +382,7 @@ pub fn zero(frame: u64) {
     }
 }
 
+#[inline(never)]
 pub fn copy(from: u64, to: u64) {
     // SAFETY: two frames the caller has references to, direct-mapped, distinct. `from` may be written
     // by applications meanwhile: a raw byte copy, no reference.

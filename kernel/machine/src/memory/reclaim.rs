@@ -3,6 +3,8 @@
 //! The caches above register who gives clean pages back that only the cache holds. When they have none,
 //! file pages that nobody used lately are taken out of the page table ([`space::unmap_cold`]), and the
 //! caches are asked again. Called in task context without spin locks.
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use spin::Once;
 
 use super::space;
@@ -20,6 +22,9 @@ type Reclaimer = fn(usize) -> usize;
 /// The page cache, and one more for the kernel tests.
 static RECLAIMERS: [Once<Reclaimer>; 2] = [const { Once::new() }; 2];
 
+/// Pages that came back so far, whoever asked.
+static FREED: AtomicUsize = AtomicUsize::new(0);
+
 /// Registers who gives clean cache pages back: called in task context without locks, with the number of
 /// pages wanted; the result is how many came.
 pub fn add_reclaimer(reclaimer: Reclaimer) {
@@ -33,6 +38,7 @@ pub fn add_reclaimer(reclaimer: Reclaimer) {
 
 /// Asks for memory back. True if it is worth trying again.
 pub fn reclaim() -> bool {
+    let freed_before = FREED.load(Ordering::Relaxed);
     if ask_caches() {
         return true;
     }
@@ -44,7 +50,9 @@ pub fn reclaim() -> bool {
         }
         rounds += usize::from(swept.wrapped);
     }
-    false
+    // What this task took out of the page table, another may have got from the caches: memory is not
+    // at its end as long as somebody gets some.
+    FREED.load(Ordering::Relaxed) != freed_before
 }
 
 fn ask_caches() -> bool {
@@ -52,5 +60,6 @@ fn ask_caches() -> bool {
     for reclaimer in RECLAIMERS.iter().filter_map(Once::get) {
         freed += reclaimer(PAGES);
     }
+    FREED.fetch_add(freed, Ordering::Relaxed);
     freed > 0
 }

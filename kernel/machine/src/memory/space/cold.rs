@@ -46,7 +46,8 @@ pub fn unmap_cold(wanted: usize) -> Swept {
             break;
         };
         let start = at.max(vma.start);
-        let end = if matches!(vma.backing, Source::File(_)) { vma.end.min(start.saturating_add(left)) } else { vma.end };
+        let end =
+            if matches!(vma.backing, Source::File(_)) { vma.end.min(start.saturating_add(left)) } else { vma.end };
         if matches!(vma.backing, Source::File(_)) {
             left -= end - start;
             paging::for_each_piece(start, end, |from, to, leaf| {
