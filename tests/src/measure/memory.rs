@@ -1,6 +1,6 @@
 //! The least memory that Java Hello needs, and QEMU's memory at its end.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use vmm::{ImageAs, Machine, Outcome};
 
@@ -8,7 +8,7 @@ use super::{MIB, Platform, Subject};
 use crate::guest;
 
 /// Below and above what can be expected, in MiB.
-const FAILS_MIB: u64 = 16;
+const FAILS_MIB: u64 = 4;
 const WORKS_MIB: u64 = 256;
 
 pub fn take() -> Result<(), String> {
@@ -31,7 +31,8 @@ pub fn take() -> Result<(), String> {
 /// Halves the range between a size that fails and one that works.
 fn least_mib(subject: Subject, machine: &Machine) -> Result<u64, String> {
     let works = |mib: u64| {
-        let run = guest::run(&Machine { memory_bytes: mib * MIB, ..machine.clone() })?;
+        let time_limit = Some(Duration::from_secs(30));
+        let run = guest::run(&Machine { memory_bytes: mib * MIB, time_limit, ..machine.clone() })?;
         let ended = matches!(run.report.outcome, Outcome::Exited { code: 0, .. });
         Ok::<_, String>(ended && run.output == subject.output())
     };
