@@ -1,7 +1,11 @@
 //! The smallest program on every machine type, CPU count and kind of image; and exact repetition.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use abi::BootConfig;
 use image::Tree;
 use vmm::{ImageAs, Machine, MachineType, Outcome};
 
@@ -63,6 +67,10 @@ pub fn add(suite: &mut Suite) {
     suite.add(Slice::Default, "boot/q35/qboot", || {
         hello(|machine| Machine { bios: Some("qboot.rom".into()), ..with_image(machine, ImageAs::Disk) })
     });
+    for machine_type in [MachineType::Q35, MachineType::Microvm, MachineType::MicrovmPcie] {
+        let name = format!("boot/{machine_type:?}/network").to_lowercase();
+        suite.add(Slice::Default, name, move || network(machine_type));
+    }
     suite.add(Slice::Default, "boot/init-is-missing", || missing_init("/no/such/program"));
     suite.add(Slice::Default, "boot/exact-repeats", exact);
 }
@@ -90,6 +98,28 @@ fn run_hello(change: &dyn Fn(Machine) -> Machine) -> Result<Run, String> {
 fn hello(change: impl Fn(Machine) -> Machine) -> Verdict {
     match run_hello(&change) {
         Ok(run) => run.expect(b"hello\n", 0),
+        Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// QEMU's user network, cut off from the host's, answers ARP requests.
+fn network(machine_type: MachineType) -> Verdict {
+    let device = match machine_type {
+        MachineType::Microvm => "virtio-net-device,netdev=user",
+        _ => "virtio-net-pci,disable-legacy=on,netdev=user",
+    };
+    let arguments = ["-netdev", "user,id=user,restrict=on", "-device", device];
+    let boot = BootConfig { test: Some("net-arp".into()), ..BootConfig::default() };
+    let machine = Machine {
+        machine_type,
+        cpus: 2,
+        time_limit: Some(Duration::from_secs(LIMIT_S)),
+        extra_arguments: arguments.map(str::to_owned).to_vec(),
+        ..Machine::new(guest::KERNEL, boot)
+    };
+    match guest::run(&machine) {
+        Ok(run) if run.exit_code() == Some(0) && run.report.tests.iter().all(|test| test.ok) => Verdict::Passed,
+        Ok(run) => run.fail(format!("{:?}, ended as {:?}", run.report.tests, run.report.outcome)),
         Err(why) => Verdict::Failed(why),
     }
 }

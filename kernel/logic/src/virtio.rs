@@ -1,4 +1,4 @@
-//! Virtio 1.2, the driver's side: transports, split virtqueues, block, console and entropy devices.
+//! Virtio 1.2, the driver's side: transports, split virtqueues, block, console, entropy and network devices.
 //!
 //! All of it is safe code over two seams: [`Registers`] (a window of device registers) and [`Dma`]
 //! (memory that the device reads and writes). The machine implements them over real memory, tests
@@ -15,6 +15,7 @@ pub mod entropy;
 #[cfg(test)]
 mod fake;
 pub mod mmio;
+pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod transport;

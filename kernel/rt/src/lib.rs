@@ -18,6 +18,7 @@ extern crate alloc;
 pub mod block;
 #[cfg(feature = "std")]
 pub mod host;
+pub mod net;
 pub mod page;
 pub mod regs;
 pub mod space;

@@ -132,6 +132,11 @@ impl<D: Dma> Queue<D> {
         self.memory.load16(used_offset(self.size)) & USED_NO_NOTIFY == 0
     }
 
+    /// There is something to [`Queue::pop`].
+    pub fn has_used(&self) -> bool {
+        self.memory.load16(used_offset(self.size) + 2) != self.used_index
+    }
+
     /// The next chain that the device has finished with, and the bytes it says it wrote.
     pub fn pop(&mut self) -> Result<Option<(u16, u32)>, VirtioError> {
         let ring = used_offset(self.size);

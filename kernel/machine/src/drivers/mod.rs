@@ -6,7 +6,7 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use logic::virtio::{VirtioError, device_type};
-use rt::block::BlockDevice;
+use rt::{block::BlockDevice, net::NetDevice};
 use spin::Once;
 
 pub mod control;
@@ -19,16 +19,18 @@ pub mod ram_disk;
 pub mod rtc;
 pub mod serial;
 pub mod virtio_blk;
+mod virtio_net;
 mod virtio_rng;
 
 static DISKS: Once<Vec<Arc<dyn BlockDevice>>> = Once::new();
+static NETWORKS: Once<Vec<Arc<dyn NetDevice>>> = Once::new();
 
 /// Which devices a run may use. In `exact` mode, what a device gives or when would differ from run
 /// to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub disks: bool,
-    /// The entropy device and the control channel.
+    /// The entropy device, the control channel and the network.
     pub outside_world: bool,
 }
 
@@ -39,6 +41,7 @@ pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevic
         return;
     }
     let mut found_disks = Vec::new();
+    let mut found_networks = Vec::new();
     for found in discovery::find(acpi, announced) {
         let (device_type, bus) = (found.device_type, found.bus());
         let started = match device_type {
@@ -47,6 +50,9 @@ pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevic
             }
             device_type::CONSOLE if wanted.outside_world => control::start(found),
             device_type::ENTROPY if wanted.outside_world => virtio_rng::seed(found),
+            device_type::NETWORK if wanted.outside_world => {
+                virtio_net::start(found).map(|network| found_networks.push(network))
+            }
             _ => continue,
         };
         match started {
@@ -57,11 +63,13 @@ pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevic
         }
     }
     DISKS.call_once(|| found_disks);
+    NETWORKS.call_once(|| found_networks);
 }
 
 fn name(device_type: u32) -> &'static str {
     match device_type {
         device_type::BLOCK => "disk",
+        device_type::NETWORK => "network device",
         device_type::CONSOLE => "console",
         device_type::ENTROPY => "source of random bytes",
         _ => "device",
@@ -71,4 +79,9 @@ fn name(device_type: u32) -> &'static str {
 /// The first disk that was found, if any.
 pub fn first_disk() -> Option<Arc<dyn BlockDevice>> {
     DISKS.get()?.first().cloned()
+}
+
+/// The first network device that was found, if any.
+pub fn first_network() -> Option<Arc<dyn NetDevice>> {
+    NETWORKS.get()?.first().cloned()
 }

@@ -12,6 +12,7 @@ mod bench;
 mod disks;
 mod fatal;
 mod memory;
+mod net;
 mod pressure;
 mod tasks;
 
@@ -48,6 +49,9 @@ const TESTS: &[Test] = &[
 /// These need the pattern disk of [`disks`]; `all` runs them when there is one.
 const DISK_TESTS: &[Test] = &[("disk-reads", disks::reads), ("disk-writes", disks::writes)];
 
+/// Needs QEMU's user network; by name only.
+const NETWORK_TEST: Test = ("net-arp", net::arp);
+
 /// Runs the tests that `name` selects. True: all passed, and there were some.
 pub fn run(name: &str) -> bool {
     application::register();
@@ -59,7 +63,7 @@ pub fn run(name: &str) -> bool {
     let mut ran = 0;
     let with_disk = if first_disk().is_some() { DISK_TESTS } else { &[] };
     let of_all = TESTS.iter().chain(with_disk).filter(|_| name == "all");
-    let named = TESTS.iter().chain(DISK_TESTS).filter(|(test, _)| name == *test);
+    let named = TESTS.iter().chain(DISK_TESTS).chain([&NETWORK_TEST]).filter(|(test, _)| name == *test);
     for (test, body) in of_all.chain(named) {
         let result = body();
         ran += 1;
