@@ -404,8 +404,7 @@ impl AddressSpace for Space {
 
     fn advise_huge(&self, owner: ProgramId, start: u64, len: u64, huge: bool) -> Result<(), SpaceError> {
         let end = check_range(start, len)?;
-        let (set, clear) =
-            if huge { (VmaFlags::HUGE, VmaFlags::NO_HUGE) } else { (VmaFlags::NO_HUGE, VmaFlags::HUGE) };
+        let (set, clear) = if huge { (VmaFlags::HUGE, VmaFlags::NO_HUGE) } else { (VmaFlags::NO_HUGE, VmaFlags::HUGE) };
         self.vmas.lock().flag_range(owner.0, (start, end), set, clear).map_err(|_| SpaceError::NotMapped)
     }
 
