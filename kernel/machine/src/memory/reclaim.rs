@@ -3,8 +3,13 @@
 //! The caches above register who gives clean pages back that only the cache holds. When they have none,
 //! file pages that nobody used lately are taken out of the page table ([`space::unmap_cold`]), and the
 //! caches are asked again. Called in task context without spin locks.
+//!
+//! # Locking
+//! One task reclaims at a time: two would take turns at the hand and at what it brings, and either could
+//! find nothing while the other holds all of it. Who waited meanwhile tries again first.
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use rt::sync::Mutex;
 use spin::Once;
 
 use super::space;
@@ -22,6 +27,7 @@ type Reclaimer = fn(usize) -> usize;
 /// The page cache, and one more for the kernel tests.
 static RECLAIMERS: [Once<Reclaimer>; 2] = [const { Once::new() }; 2];
 
+static RECLAIMING: Mutex<()> = Mutex::new(());
 /// Pages that came back so far, whoever asked.
 static FREED: AtomicUsize = AtomicUsize::new(0);
 
@@ -39,7 +45,8 @@ pub fn add_reclaimer(reclaimer: Reclaimer) {
 /// Asks for memory back. True if it is worth trying again.
 pub fn reclaim() -> bool {
     let freed_before = FREED.load(Ordering::Relaxed);
-    if ask_caches() {
+    let _one_at_a_time = RECLAIMING.lock();
+    if FREED.load(Ordering::Relaxed) != freed_before || ask_caches() {
         return true;
     }
     let mut rounds = 0;
@@ -50,9 +57,7 @@ pub fn reclaim() -> bool {
         }
         rounds += usize::from(swept.wrapped);
     }
-    // What this task took out of the page table, another may have got from the caches: memory is not
-    // at its end as long as somebody gets some.
-    FREED.load(Ordering::Relaxed) != freed_before
+    false
 }
 
 fn ask_caches() -> bool {
