@@ -16,7 +16,7 @@ use rt::{
 
 use crate::{
     call::Ctx,
-    errno::{ENOSYS, SysResult},
+    errno::{ENOMEM, ENOSYS, SysResult},
     signal::{deliver::deliver, fault, send},
     sysno,
     table::{self, Row, Support},
@@ -84,6 +84,7 @@ fn run(cx: &mut Ctx<'_>, number: u64) {
     let shown = if traced { describe(number, row, raw) } else { String::new() };
     loop {
         let result = match row {
+            Some(row) if row.allocates && rt().draw_budget().is_err() => Err(ENOMEM),
             Some(row) => (row.call)(cx, raw),
             None => Err(ENOSYS),
         };

@@ -116,6 +116,15 @@ impl Runtime for Machine {
         frames::write(page.0, offset, data);
     }
 
+    fn draw_budget(&self) -> Result<(), OutOfFrames> {
+        while frames::reserve_is_low() {
+            if !reclaim::reclaim() {
+                return Err(OutOfFrames);
+            }
+        }
+        Ok(())
+    }
+
     fn memory_bytes(&self) -> (u64, u64) {
         frames::totals()
     }

@@ -95,6 +95,12 @@ pub trait Runtime: Sync {
     fn page_refcount(&self, page: PageId) -> u32;
     fn page_read(&self, page: PageId, offset: usize, out: &mut [u8]);
     fn page_write(&self, page: PageId, offset: usize, data: &[u8]);
+    /// To be asked before a call that makes kernel objects: fails, after reclaim, while the memory that
+    /// is kept for the kernel itself is half used up. So a call is refused (ENOMEM) before it starts
+    /// rather than stuck in the middle. Task context, no locks.
+    fn draw_budget(&self) -> Result<(), OutOfFrames> {
+        Ok(())
+    }
     /// (total, free) bytes of memory that frames are made of.
     fn memory_bytes(&self) -> (u64, u64);
     /// The one address space of the machine.

@@ -36,6 +36,18 @@ pub struct Row {
     pub print: fn(&mut String, [u64; 6]),
     /// The result is an address: strace shows it in hexadecimal.
     pub gives_address: bool,
+    /// Makes kernel objects, and so draws on the memory budget first ([`rt::Runtime::draw_budget`]).
+    pub allocates: bool,
+}
+
+/// Calls whose objects stay after them: mappings, descriptors, names, threads, timers. Not brk, which has
+/// no errno for it.
+pub const fn allocates(number: u16) -> bool {
+    matches!(
+        number,
+        2 | 9 | 10 | 22 | 25 | 32 | 53 | 56 | 82 | 83 | 85 | 86 | 88 | 133 | 213 | 222 | 233 | 257 | 258 | 259 | 264
+            | 265 | 266 | 283 | 284 | 290 | 291 | 292 | 293 | 316 | 319 | 435 | 437
+    )
 }
 
 /// Rows of one family. `number name(arg: Type, ...) => handler, support;`
@@ -66,6 +78,7 @@ macro_rules! rows {
                 let _ = (out, separator);
             },
             gives_address: matches!($number, 9 | 12 | 25),
+            allocates: crate::table::allocates($number),
         }),*]
     };
 }

@@ -422,6 +422,11 @@ pub fn write(frame: u64, offset: usize, data: &[u8]) {
     unsafe { ptr::copy_nonoverlapping(data.as_ptr(), (direct(frame) as *mut u8).add(offset), data.len()) };
 }
 
+/// True while less than half of the kernel's reserve is left: time to refuse calls that would need more.
+pub fn reserve_is_low() -> bool {
+    BUDDY.lock().as_ref().is_none_or(|buddy| buddy.free_frames() < RESERVE.load(Ordering::Relaxed) / 2)
+}
+
 /// (total, free) bytes.
 pub fn totals() -> (u64, u64) {
     let free = BUDDY.lock().as_ref().map_or(0, Buddy::free_frames) + zeroed::count() as u64;

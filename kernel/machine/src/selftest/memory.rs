@@ -136,6 +136,20 @@ pub fn bad_user_copy() -> Result<(), String> {
     Ok(())
 }
 
+/// A call is refused while the kernel's own reserve is low, and no longer.
+pub fn budget() -> Result<(), String> {
+    let mut taken: Vec<u64> = Vec::with_capacity((frames::totals().1 / PAGE) as usize);
+    while !frames::reserve_is_low() {
+        taken.push(frames::take(false).map_err(|_| "no frame although the reserve is not low")?);
+    }
+    let refused = rt().draw_budget().is_err();
+    let still_works = frames::take(false).map(frames::unreference).is_ok();
+    taken.into_iter().for_each(frames::unreference);
+    check(refused, "a call was let in on half a reserve")?;
+    check(still_works, "the kernel itself got nothing")?;
+    check(rt().draw_budget().is_ok(), "refused although all memory is back")
+}
+
 pub fn write_xor_execute() -> Result<(), String> {
     let mut bad = 0;
     let mut seen = 0;

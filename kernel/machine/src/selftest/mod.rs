@@ -33,6 +33,7 @@ const TESTS: &[Test] = &[
     ("write-xor-execute", memory::write_xor_execute),
     ("file-larger-than-memory", pressure::file_larger_than_memory),
     ("exhaustion", pressure::exhaustion),
+    ("budget", memory::budget),
     ("huge-pages", pressure::huge_pages),
     ("huge-pages-shared", pressure::huge_pages_shared),
     ("zeroed-ahead", pressure::zeroed_ahead),
