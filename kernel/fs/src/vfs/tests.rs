@@ -221,7 +221,12 @@ fn concurrent_names() {
                         0 => assert_eq!(root.write(&path, b"12345"), Ok(())),
                         1 => assert!(matches!(root.base().unlink(path.as_bytes()), Ok(()) | Err(FsError::NotFound))),
                         2 => match root.read(&path) {
-                            Ok(content) => assert!(content.is_empty() || content == b"12345"),
+                            // A reader beside a truncation may see the file's old length and zeroes, as on
+                            // Linux, whose reads take no lock against it either; nothing else.
+                            Ok(content) => {
+                                let fits = content.iter().zip(b"12345").all(|(got, want)| got == want || *got == 0);
+                                assert!(fits && content.len() <= 5, "{content:?}");
+                            }
                             Err(error) => assert_eq!(error, FsError::NotFound),
                         },
                         _ => {
