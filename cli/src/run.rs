@@ -38,6 +38,8 @@ pub fn run(options: &RunOptions) -> Result<u8, Failure> {
     };
     let mut machine = machine(&options.machine, kernel, boot, options.exact, &cache)?;
     machine.stdin = Stdin::Inherited;
+    // A jar means HotSpot, which patches code that other CPUs run.
+    machine.one_thread = options.rootfs.is_none();
     machine.boot.seed = options.seed;
     machine.boot.strace = options.strace;
     machine.boot.timing = options.timing;

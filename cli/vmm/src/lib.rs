@@ -63,6 +63,10 @@ pub struct Machine {
     pub boot: BootConfig,
     /// Counts instructions instead of time, so that a run repeats exactly: TCG with one CPU.
     pub exact: bool,
+    /// Under TCG: all CPUs take turns on one host thread, so that an instruction is never translated while
+    /// another CPU writes it. Needed for programs that patch running code, as HotSpot does: QEMU's
+    /// translator reads an instruction byte by byte, where a processor fetches aligned words whole.
+    pub one_thread: bool,
     /// Firmware in place of SeaBIOS, such as `qboot.rom`.
     pub bios: Option<PathBuf>,
     pub time_limit: Option<Duration>,
@@ -85,6 +89,7 @@ impl Machine {
             image: None,
             boot,
             exact: false,
+            one_thread: false,
             bios: None,
             time_limit: None,
             stdin: Stdin::Nothing,

@@ -93,6 +93,7 @@ fn accelerator(list: &mut Arguments, machine: &Machine) {
             list.pair("-accel", "tcg,thread=single").pair("-icount", "shift=0,sleep=off");
             list.pair("-rtc", &format!("base={EXACT_START},clock=vm"));
         }
+        Accel::Tcg if machine.one_thread => drop(list.pair("-accel", "tcg,thread=single")),
         Accel::Tcg => drop(list.pair("-accel", "tcg")),
     }
 }
