@@ -34,8 +34,8 @@ pub fn take(bytes: u64) -> u64 {
 
 pub fn take_zeroed_frame() -> u64 {
     let frame = take(PAGE);
-    // SAFETY: the frame is unused RAM behind the kernel, below BOOT_REACH, which both the boot
-    // tables and ... the direct map's predecessor map at KERNEL_BASE.
+    // SAFETY: the frame is unused RAM behind the kernel, below BOOT_REACH, all of which the boot tables
+    // map at KERNEL_BASE; they are still in force.
     unsafe { ptr::write_bytes((KERNEL_BASE + frame) as *mut u8, 0, PAGE as usize) };
     frame
 }
