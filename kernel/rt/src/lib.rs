@@ -21,6 +21,7 @@ pub mod host;
 pub mod net;
 pub mod page;
 pub mod regs;
+mod sleep_lock;
 pub mod space;
 pub mod sync;
 pub mod task;

@@ -1,17 +1,19 @@
 //! Tasks: threads of applications and of the kernel, and who runs where.
 //!
-//! [`task`] is one task and its life, [`scheduler`] the run queues, parking and waking, [`mailbox`]
+//! [`task`] is one task and its life, [`scheduler`] the run queues, parking and waking, [`idle`]
+//! what a CPU does without a task, [`mailbox`]
 //! the lock-free way to another CPU's queue, [`vectors`] the state beyond the general registers.
 //!
 //! The kernel is not preemptible: a task leaves its CPU only where it parks or yields, or on its way
 //! back to application code.
+mod idle;
 mod mailbox;
 mod scheduler;
 mod task;
 mod vectors;
 
+pub use idle::{become_idle, idle_loop};
 pub use scheduler::{
-    become_idle, drain_mailbox, exit, idle_loop, park, preempt, preemption_point, start_reaper,
-    take_interrupt_for_exit, timer_fired, yield_now,
+    drain_mailbox, exit, park, preempt, preemption_point, start_reaper, take_interrupt_for_exit, timer_fired, yield_now,
 };
 pub use task::{Task, current, spawn, with_current};

@@ -1,5 +1,5 @@
 #![allow(unsafe_code, reason = "switches stacks and turns counted pointers into current tasks and back")]
-//! Who runs where: run queues, parking, waking, timers, idling and stealing.
+//! Who runs where: run queues, parking, waking, timers.
 //!
 //! A running task's reference belongs to its CPU (`PerCpu::current`); a runnable one's to the run
 //! queue or mailbox it is in; a parked one's to nobody: whoever moves it from parked to runnable, and
@@ -7,7 +7,7 @@
 //!
 //! # Locking
 //! A CPU's timers before its run queue; both with interrupts off; never two CPUs' queues at once
-//! (stealing tries the other's lock without its own).
+//! (stealing, in [`super::idle`], tries the other's lock without its own).
 use alloc::{string::String, sync::Arc};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,7 +30,6 @@ use crate::{
         lock::{InterruptsOff, IrqSpin},
         percpu::{self, MAX_CPUS, PerCpu, this_cpu},
     },
-    memory::{frames, tlb},
     time,
 };
 
@@ -39,9 +38,10 @@ struct Sleeper {
     park_number: u64,
 }
 
-static QUEUES: [IrqSpin<RunQueue<Arc<Task>>>; MAX_CPUS] = [const { IrqSpin::new(RunQueue::new()) }; MAX_CPUS];
+pub(super) static QUEUES: [IrqSpin<RunQueue<Arc<Task>>>; MAX_CPUS] =
+    [const { IrqSpin::new(RunQueue::new()) }; MAX_CPUS];
 static TIMERS: [IrqSpin<Timers<Sleeper>>; MAX_CPUS] = [const { IrqSpin::new(Timers::new()) }; MAX_CPUS];
-static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox::new() }; MAX_CPUS];
+pub(super) static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox::new() }; MAX_CPUS];
 /// The nearest deadline in each of `TIMERS`, `u64::MAX` for none. Changes under that lock; read
 /// without it, a value just out of date has the timer fire once for nothing.
 static NEAREST: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
@@ -78,7 +78,7 @@ fn account(cpu: &PerCpu, task: &Task) {
 
 /// Runs the next task. Interrupts are off, before and after. `requeue`: the current task goes on
 /// later; otherwise somebody else has, or will have, its reference.
-fn switch_away(requeue: bool) {
+pub(super) fn switch_away(requeue: bool) {
     let cpu = this_cpu();
     assert!(cpu.lock_depth.get() == 0, "sleep under a spin lock");
     let index = cpu_number();
@@ -156,7 +156,7 @@ pub fn finish_switch() {
 // --- making runnable ----------------------------------------------------------------------------------
 
 /// Puts a runnable task into the calling CPU's queue.
-fn enqueue(queue: &mut RunQueue<Arc<Task>>, task: Arc<Task>) {
+pub(super) fn enqueue(queue: &mut RunQueue<Arc<Task>>, task: Arc<Task>) {
     let vruntime = queue.adopt(task.lag.load(Ordering::Relaxed));
     task.vruntime.store(vruntime, Ordering::Relaxed);
     consider_preemption(vruntime);
@@ -377,56 +377,6 @@ fn rearm(cpu: &PerCpu, others: bool) {
         ARMED[index].store(deadline, Ordering::Relaxed);
         time::arm(Some(deadline));
     }
-}
-
-// --- idling -------------------------------------------------------------------------------------------
-
-/// Makes the calling context the CPU's idle task, on the stack with these bounds.
-pub fn become_idle(stack_low: u64, stack_top: u64) {
-    let cpu = this_cpu();
-    let idle = Arc::into_raw(Task::idle(stack_low, stack_top));
-    cpu.idle_task.set(idle);
-    cpu.current.set(idle);
-    cpu.running_since.set(time::counter());
-}
-
-/// What a CPU does when nothing is runnable: takes work from others, else halts.
-pub fn idle_loop() -> ! {
-    let cpu = this_cpu();
-    let index = cpu_number();
-    loop {
-        interrupts::disable();
-        cpu.idle.store(true, Ordering::SeqCst);
-        let work = !MAILBOXES[index].is_empty() || !QUEUES[index].lock_while_off().is_empty() || steal(index);
-        if work {
-            tlb::leave_idle();
-            switch_away(true);
-            interrupts::enable();
-        } else if !time::is_exact() && frames::zero_ahead() {
-            // Memory for the next faults, a page at a time. Interrupts need an instruction between `sti`
-            // and the next `cli` to arrive at.
-            interrupts::enable();
-            core::hint::spin_loop();
-        } else {
-            // `sti` takes effect after the next instruction: a wake-up in between ends the halt.
-            interrupts::enable_and_hlt();
-        }
-    }
-}
-
-/// Takes a waiting task from another CPU into this one's queue.
-fn steal(index: usize) -> bool {
-    let online = percpu::online_count();
-    for victim in (0..online).filter(|&victim| victim != index) {
-        let Some(mut queue) = QUEUES[victim].try_lock() else { continue };
-        let stolen = queue.steal(|task| !task.on_cpu.load(Ordering::Acquire) && task.may_run_on(index));
-        let Some((vruntime, task)) = stolen else { continue };
-        task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
-        drop(queue);
-        enqueue(&mut QUEUES[index].lock_while_off(), task);
-        return true;
-    }
-    false
 }
 
 // --- the reaper -----------------------------------------------------------------------------------------
