@@ -84,11 +84,10 @@ fn segments() -> [paging::Segment; 4] {
 #[unsafe(no_mangle)]
 extern "C" fn boot_start(start_info: u32) -> ! {
     ENTERED_AT.store(time::counter(), Ordering::Relaxed);
-    heap::init_early();
-    console::init(log::LevelFilter::Warn);
     // SAFETY: the boot stack is static; its high alias stays mapped.
     let (low, top) = unsafe { (address(&boot_stack_bottom), address(&boot_stack_top)) };
     smp::install_boot_cpu(0, paging::KERNEL_BASE + low, paging::KERNEL_BASE + top);
+    console::init(log::LevelFilter::Warn);
     runtime::register();
     // SAFETY: linker symbols; only their addresses are used.
     let image = unsafe { (address(&__boot_start), address(&__kernel_end) - paging::KERNEL_BASE) };

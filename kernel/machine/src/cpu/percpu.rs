@@ -14,7 +14,7 @@ use core::{
 
 use x86_64::{VirtAddr, registers::model_specific::GsBase};
 
-use crate::tasks::Task;
+use crate::{memory::heap::Magazines, tasks::Task};
 
 pub const MAX_CPUS: usize = 64;
 
@@ -48,6 +48,7 @@ pub struct PerCpu {
     pub running_since: Cell<u64>,
     /// Interrupts taken, for statistics.
     pub interrupts: AtomicU64,
+    pub heap: Magazines,
 }
 
 const _: () = {
@@ -90,6 +91,7 @@ impl PerCpu {
             previous: Cell::new(ptr::null()),
             running_since: Cell::new(0),
             interrupts: AtomicU64::new(0),
+            heap: Magazines::new(),
         }
     }
 
@@ -100,6 +102,7 @@ impl PerCpu {
         this.apic_id.set(apic_id);
         this.panic_stack.set(panic_stack);
         GsBase::write(VirtAddr::from_ptr(this));
+        this.heap.open();
         CPUS[index as usize].store(ptr::from_ref(this).cast_mut(), Ordering::Release);
         READY.store(1, Ordering::Release);
     }

@@ -233,6 +233,16 @@ fn give(frame: u64) {
     });
 }
 
+/// The record's word of a frame that a slab has: the slab's own.
+pub fn slab_word(frame: u64) -> &'static AtomicU32 {
+    &counted(frame).references
+}
+
+/// Takes a slab's frame back.
+pub fn give_slab(frame: u64) {
+    give(frame);
+}
+
 /// 2^order frames in a row, aligned to their size, for the heap and for devices.
 pub fn take_run(order: u32) -> Option<u64> {
     if order as usize > logic::buddy::MAX_ORDER {

@@ -13,6 +13,7 @@ pub mod heap;
 pub mod mmio;
 pub mod paging;
 pub mod reclaim;
+mod slab;
 pub mod space;
 pub mod stacks;
 pub mod tlb;

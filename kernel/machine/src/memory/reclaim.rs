@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use rt::sync::Mutex;
 use spin::Once;
 
-use super::space;
+use super::{heap, space};
 
 /// Pages asked of the caches at a time.
 const PAGES: usize = 64;
@@ -61,7 +61,7 @@ pub fn reclaim() -> bool {
 }
 
 fn ask_caches() -> bool {
-    let mut freed = 0;
+    let mut freed = heap::shrink();
     for reclaimer in RECLAIMERS.iter().filter_map(Once::get) {
         freed += reclaimer(PAGES);
     }

@@ -1,10 +1,11 @@
 //! Tests of memory: heap, frames, demand paging, protection, user copies, W^X.
-use alloc::{format, string::String, vec, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use rt::{
     rt,
     space::{AddressSpace as _, MapRequest, Placement, ProgramId, Prot, SpaceError},
+    task::ParkMode,
     user::BadAddress,
 };
 
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     cpu::percpu,
     memory::{
-        frames,
+        frames, heap,
         paging::{self, NO_EXECUTE, PRESENT, WRITABLE},
         space::SPACE,
     },
@@ -57,6 +58,69 @@ pub fn heap_stress() -> Result<(), String> {
     }
     wait_for(|| DONE.load(SeqCst) == count)?;
     check(WRONG.load(SeqCst) == 0, "a heap object was overwritten")
+}
+
+/// Small objects of all sizes, made on every CPU and freed in another order by this one, leave no frame
+/// behind in the heap.
+pub fn slabs_return() -> Result<(), String> {
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    static BYTES: AtomicUsize = AtomicUsize::new(0);
+    static MADE: spin::Mutex<Vec<Vec<Box<[u8]>>>> = spin::Mutex::new(Vec::new());
+    fn make(seed: usize) {
+        let mut objects = Vec::new();
+        let mut bytes = 0;
+        for round in 0.. {
+            // Up to 2,048 bytes, small ones most.
+            let size = 1 + (round * 7919 + seed) % (16 << (round % 8));
+            bytes += size + size_of::<Box<[u8]>>();
+            if bytes > BYTES.load(SeqCst) {
+                break;
+            }
+            objects.push(vec![round as u8; size].into_boxed_slice());
+            if round % 1024 == 0 {
+                rt().yield_now();
+            }
+        }
+        MADE.lock().push(objects);
+        DONE.fetch_add(1, SeqCst);
+    }
+    let round = |count: usize| {
+        DONE.store(0, SeqCst);
+        for seed in 0..count {
+            spawn(make, seed, 1 << (seed % percpu::online_count()), 0);
+        }
+        wait_for(|| DONE.load(SeqCst) == count)?;
+        let (_, least) = frames::totals();
+        let mut made = core::mem::take(&mut *MADE.lock());
+        let wrong = made.iter().any(|objects| {
+            objects.iter().enumerate().any(|(round, object)| object.iter().any(|byte| *byte != round as u8))
+        });
+        // Each slab loses its objects in turns.
+        for remainder in [1, 0, 2] {
+            for objects in &mut made {
+                for object in objects.iter_mut().skip(remainder).step_by(3) {
+                    *object = Box::default();
+                }
+            }
+        }
+        drop(made);
+        heap::shrink();
+        // The other CPUs give theirs when they are idle or next allocate.
+        rt().park(Some(rt().now_ns() + 5_000_000), ParkMode::Uninterruptible);
+        check(!wrong, "an object was overwritten")?;
+        Ok::<u64, String>(least)
+    };
+    let count = 2 * percpu::online_count();
+    let most = (64 << 20).min(frames::totals().1 as usize / 2);
+    BYTES.store(most / count / 8, SeqCst);
+    round(count)?;
+    let (_, before) = frames::totals();
+    BYTES.store(most / count, SeqCst);
+    let least = round(count)?;
+    let (_, after) = frames::totals();
+    check(before - least > most as u64 / 2, "the objects took no memory")?;
+    let kept = before.saturating_sub(after);
+    check(kept < 512 * 1024, &format!("{kept} bytes of {most} did not come back"))
 }
 
 pub fn frames_return() -> Result<(), String> {

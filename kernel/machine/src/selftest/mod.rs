@@ -26,6 +26,7 @@ const TESTS: &[Test] = &[
     ("affinity", tasks::affinity),
     ("stealing", tasks::stealing),
     ("heap-stress", memory::heap_stress),
+    ("slabs-return", memory::slabs_return),
     ("frames-return", memory::frames_return),
     ("demand-paging", memory::demand_paging),
     ("protection", memory::protection),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cpu::percpu::{self, this_cpu},
-    memory::{frames, tlb},
+    memory::{frames, heap, tlb},
     time,
 };
 
@@ -27,6 +27,7 @@ pub fn idle_loop() -> ! {
     let cpu = this_cpu();
     let index = cpu.index.get() as usize;
     loop {
+        heap::empty_if_unwanted();
         interrupts::disable();
         cpu.idle.store(true, Ordering::SeqCst);
         let work = !MAILBOXES[index].is_empty() || !QUEUES[index].lock_while_off().is_empty() || steal(index);
