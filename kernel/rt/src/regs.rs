@@ -3,12 +3,13 @@
 /// Registers of interrupted or calling code. The assembly entry paths in `machine` build it; the
 /// field offsets are asserted there.
 ///
-/// XMM holds the low 128 bits only: kernel code is baseline SSE, which leaves the upper halves in
-/// the registers ([`crate::task::Task::save_vectors`] combines the two).
+/// Of the vector registers only what kernel code may change is here: the low halves of the first eight.
+/// Kernel code is baseline SSE and keeps to xmm0-7 (`scripts/check/disassembly`), so everything else stays
+/// in the registers ([`crate::task::Task::save_vectors`] combines the two).
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Default, Debug)]
 pub struct TrapFrame {
-    pub xmm: [u128; 16],
+    pub xmm: [u128; 8],
     pub r15: u64,
     pub r14: u64,
     pub r13: u64,
@@ -38,13 +39,9 @@ pub struct TrapFrame {
 impl TrapFrame {
     /// `vector` of a system call.
     pub const SYSCALL: u64 = 0x100;
-    /// `vector` once a system call has replaced the whole frame (rt_sigreturn): rcx and r11 count as
-    /// well, so the way out is the one of a trap.
+    /// `vector` once a system call has changed other registers than rax (rt_sigreturn, a handler's
+    /// entry): all of them count then, so the way out is the one of a trap.
     pub const REPLACED: u64 = 0x101;
-
-    pub fn is_syscall(&self) -> bool {
-        self.vector == Self::SYSCALL
-    }
 }
 
 /// Bytes of a complete XSAVE image in standard format, x87 to AVX-512: the largest that XCR0 = 0xE7

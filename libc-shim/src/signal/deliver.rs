@@ -146,6 +146,7 @@ fn enter_handler(cx: &mut Ctx<'_>, info: &SigInfo, action: &Action) -> bool {
     drop(state);
 
     let r = &mut *cx.frame;
+    r.vector = TrapFrame::REPLACED;
     r.rip = action.handler;
     r.rsp = frame_at;
     r.rdi = u64::from(info.signal);

@@ -32,13 +32,13 @@ pub struct PerCpu {
     /// Not 0 while a trap frame is still on an IST stack.
     unmoved: AtomicU64,
     panic_stack: Cell<u64>,
+    /// Reschedule before the next return to application code.
+    pub reschedule: AtomicBool,
     // --- below here the assembly does not look ---
     pub index: Cell<u32>,
     pub apic_id: Cell<u32>,
     /// Spin locks held.
     pub lock_depth: Cell<i32>,
-    /// Reschedule before the next return to application code.
-    pub reschedule: AtomicBool,
     /// This CPU halts or is about to; a wake-up must send an interrupt.
     pub idle: AtomicBool,
     pub idle_task: Cell<*const Task>,
@@ -59,6 +59,7 @@ const _: () = {
     assert!(offset_of!(PerCpu, current) == 40);
     assert!(offset_of!(PerCpu, unmoved) == 48);
     assert!(offset_of!(PerCpu, panic_stack) == 56);
+    assert!(offset_of!(PerCpu, reschedule) == 64);
 };
 
 static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CPUS];
@@ -82,10 +83,10 @@ impl PerCpu {
             current: Cell::new(ptr::null()),
             unmoved: AtomicU64::new(0),
             panic_stack: Cell::new(0),
+            reschedule: AtomicBool::new(false),
             index: Cell::new(0),
             apic_id: Cell::new(0),
             lock_depth: Cell::new(0),
-            reschedule: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             idle_task: Cell::new(ptr::null()),
             previous: Cell::new(ptr::null()),
@@ -119,6 +120,15 @@ pub fn this_cpu() -> &'static PerCpu {
         asm!("mov {}, gs:0", out(reg) this, options(nostack, preserves_flags, readonly));
         &*this
     }
+}
+
+/// The task that the calling CPU runs: the caller's own, so it stays right whatever happens meanwhile.
+#[inline]
+pub fn current_task() -> *const Task {
+    let task: *const Task;
+    // SAFETY: as in `this_cpu`; the offset is asserted above.
+    unsafe { asm!("mov {}, gs:40", out(reg) task, options(nostack, preserves_flags, readonly)) };
+    task
 }
 
 /// Whether [`this_cpu`] may be used already (early console output asks).

@@ -16,4 +16,4 @@ pub use idle::{become_idle, idle_loop};
 pub use scheduler::{
     drain_mailbox, exit, park, preempt, preemption_point, start_reaper, take_interrupt_for_exit, timer_fired, yield_now,
 };
-pub use task::{Task, current, spawn, with_current};
+pub use task::{INTERRUPTED_OFFSET, Task, current, spawn, with_current};

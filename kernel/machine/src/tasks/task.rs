@@ -4,7 +4,7 @@ use alloc::{boxed::Box, string::String, sync::Arc};
 use core::{
     arch::asm,
     cell::UnsafeCell,
-    mem::ManuallyDrop,
+    mem::{ManuallyDrop, offset_of},
     ptr,
     sync::atomic::{AtomicBool, AtomicI8, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
@@ -71,6 +71,9 @@ pub struct Task {
 // SAFETY: the `UnsafeCell`s are touched only by the CPU that the task runs on or is being switched
 // off; `on_cpu` (released after the switch, acquired before the next) orders one CPU after another.
 unsafe impl Sync for Task {}
+
+/// Where the assembly's way back to application code finds the interrupt flag.
+pub const INTERRUPTED_OFFSET: usize = offset_of!(Task, interrupted);
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -172,7 +175,7 @@ fn write_fs_base(base: u64) {
 
 /// The task that the calling CPU runs.
 pub fn current() -> Arc<Task> {
-    let task = this_cpu().current.get();
+    let task = percpu::current_task();
     // SAFETY: the CPU owns a reference to its current task; this takes another.
     unsafe {
         Arc::increment_strong_count(task);
@@ -184,7 +187,7 @@ pub fn current() -> Arc<Task> {
 pub fn with_current<T>(with: impl FnOnce(&TaskRef) -> T) -> T {
     // SAFETY: the CPU's own reference lives while its task runs, which is as long as `with`; the
     // borrowed handle is never dropped.
-    let task: ManuallyDrop<TaskRef> = ManuallyDrop::new(unsafe { Arc::from_raw(this_cpu().current.get()) });
+    let task: ManuallyDrop<TaskRef> = ManuallyDrop::new(unsafe { Arc::from_raw(percpu::current_task()) });
     with(&task)
 }
 

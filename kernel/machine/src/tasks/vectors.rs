@@ -1,9 +1,9 @@
 #![allow(unsafe_code, reason = "XSAVE and XRSTOR")]
 //! Vector, x87 and MXCSR state over task switches, and as signal frames carry it.
 //!
-//! Entry paths save only the low XMM halves, which kernel code may change; all else stays in the
-//! registers until a switch saves it here. So an area holds stale low halves: the task's trap frame
-//! has the right ones.
+//! Entry paths save only the low halves of xmm0-7, which kernel code may change; all else stays in the
+//! registers until a switch saves it here. So an area holds stale low halves of those eight: the task's
+//! trap frame has the right ones.
 use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::{arch::asm, ptr, ptr::NonNull};
 
@@ -94,9 +94,21 @@ impl VectorArea {
         unsafe { ptr::copy_nonoverlapping(other.area.as_ptr(), self.area.as_ptr(), self.bytes) };
     }
 
+    /// Stores the registers, those in their initial state as well, which XSAVEOPT leaves out.
+    fn save_completely(&self) {
+        let features = features::xcr0();
+        if features == 0 {
+            return self.save();
+        }
+        // SAFETY: as in `save`.
+        unsafe {
+            asm!("xsave64 [{}]", in(reg) self.area.as_ptr(), in("eax") features as u32, in("edx") (features >> 32) as u32, options(nostack, preserves_flags));
+        }
+    }
+
     /// The image a signal frame gets: this area with the frame's low XMM halves.
     pub fn image(&mut self, frame: &TrapFrame, out: &mut VectorState) {
-        self.save();
+        self.save_completely();
         let len = if features::xcr0() == 0 { HEADER_OFFSET } else { self.bytes.min(VECTOR_STATE_BYTES) };
         let has_xsave = features::xcr0() != 0;
         let bytes = self.bytes_mut();
@@ -105,7 +117,7 @@ impl VectorArea {
             bytes[from..from + 16].copy_from_slice(&register.to_le_bytes());
         }
         if has_xsave {
-            // The low halves are there now, whatever the init optimisation left out.
+            // The registers are all there now, in their initial state or not.
             bytes[HEADER_OFFSET] |= X87_SSE as u8;
         }
         out.bytes[..len].copy_from_slice(&bytes[..len]);

@@ -1,5 +1,6 @@
 # Ways into the kernel and out of it: the system call, every vector, and the return to application
-# code. Frames are rt::regs::TrapFrame; the per-CPU offsets are cpu::percpu::PerCpu's (asserted there).
+# code. Frames are rt::regs::TrapFrame; the per-CPU offsets are cpu::percpu::PerCpu's (asserted there);
+# {task_interrupted} is an offset in tasks::Task.
 #
 # The mode word (PC_MODE) is odd while this CPU runs application code, even in the kernel; each
 # crossing adds one, so it is mode and sequence number at once. Interrupts are off at each crossing:
@@ -12,10 +13,27 @@
     .set PC_STACK_TOP, 16
     .set PC_STACK_LOW, 24
     .set PC_MODE, 32
+    .set PC_CURRENT, 40
     .set PC_UNMOVED, 48
     .set PC_PANIC_STACK, 56
-    .set FRAME_BYTES, 432
-    .set XMM_BYTES, 256
+    .set PC_RESCHEDULE, 64
+    .set FRAME_BYTES, 304
+    # Kernel code keeps to xmm0-7 (scripts/check/disassembly); the others stay in the registers.
+    .set XMM_BYTES, 128
+    .set FRAME_R11, XMM_BYTES + 48
+    .set FRAME_R10, XMM_BYTES + 56
+    .set FRAME_R9, XMM_BYTES + 64
+    .set FRAME_R8, XMM_BYTES + 72
+    .set FRAME_RAX, XMM_BYTES + 80
+    .set FRAME_RDX, XMM_BYTES + 96
+    .set FRAME_RSI, XMM_BYTES + 104
+    .set FRAME_RDI, XMM_BYTES + 112
+    .set FRAME_VECTOR, XMM_BYTES + 120
+    .set FRAME_RIP, XMM_BYTES + 136
+    .set FRAME_RFLAGS, XMM_BYTES + 152
+    .set SYSCALL_VECTOR, 0x100          # TrapFrame::SYSCALL
+    .set TRAP_FLAG, 0x100
+    .set INTERRUPT_FLAG, 0x200
 
     .macro PUSH_REGISTERS
     push %rdi
@@ -62,14 +80,6 @@
     movaps %xmm5, 0x50(\base)
     movaps %xmm6, 0x60(\base)
     movaps %xmm7, 0x70(\base)
-    movaps %xmm8, 0x80(\base)
-    movaps %xmm9, 0x90(\base)
-    movaps %xmm10, 0xa0(\base)
-    movaps %xmm11, 0xb0(\base)
-    movaps %xmm12, 0xc0(\base)
-    movaps %xmm13, 0xd0(\base)
-    movaps %xmm14, 0xe0(\base)
-    movaps %xmm15, 0xf0(\base)
     .endm
 
     .macro RESTORE_XMM
@@ -81,14 +91,6 @@
     movaps 0x50(%rsp), %xmm5
     movaps 0x60(%rsp), %xmm6
     movaps 0x70(%rsp), %xmm7
-    movaps 0x80(%rsp), %xmm8
-    movaps 0x90(%rsp), %xmm9
-    movaps 0xa0(%rsp), %xmm10
-    movaps 0xb0(%rsp), %xmm11
-    movaps 0xc0(%rsp), %xmm12
-    movaps 0xd0(%rsp), %xmm13
-    movaps 0xe0(%rsp), %xmm14
-    movaps 0xf0(%rsp), %xmm15
     .endm
 
     .text
@@ -105,27 +107,46 @@ syscall_entry:
     pushq $0x33
     push %rcx                       # rip
     push %rax                       # error = number
-    pushq $0x100                    # TrapFrame::SYSCALL
+    pushq $SYSCALL_VECTOR
     PUSH_REGISTERS
     sub $XMM_BYTES, %rsp
     SAVE_XMM %rsp
     mov %rsp, %rdi
     sti
-    call syscall_from_application   # returns with interrupts off; eax != 0: leave by iretq
-    test %eax, %eax
-    jnz leave_to_application
+    call syscall_from_application
+    cli
+    # Anything due, a frame that counts as a whole now (TrapFrame::REPLACED), or single-stepping, whose
+    # trap must come after the application's instruction, leaves the slow way.
+    mov %gs:PC_CURRENT, %rcx
+    cmpb $0, %gs:PC_RESCHEDULE
+    jne leave_slowly
+    cmpb $0, {task_interrupted}(%rcx)
+    jne leave_slowly
+    cmpl $SYSCALL_VECTOR, FRAME_VECTOR(%rsp)
+    jne leave_slowly
+    testl $TRAP_FLAG, FRAME_RFLAGS(%rsp)
+    jnz leave_slowly
     RESTORE_XMM
-    add $XMM_BYTES, %rsp
-    POP_REGISTERS
-    mov 16(%rsp), %rcx              # rip
-    mov 32(%rsp), %r11              # rflags, as the application sees them
+    # Rust code has preserved rbx, rbp and r12-15.
+    mov FRAME_RDI(%rsp), %rdi
+    mov FRAME_RSI(%rsp), %rsi
+    mov FRAME_RDX(%rsp), %rdx
+    mov FRAME_R10(%rsp), %r10
+    mov FRAME_R9(%rsp), %r9
+    mov FRAME_R8(%rsp), %r8
+    mov FRAME_RAX(%rsp), %rax
+    mov FRAME_R11(%rsp), %r11       # rflags, as `syscall` gave them
+    mov FRAME_RIP(%rsp), %rcx
     incq %gs:PC_MODE
-    andq $~0x200, 32(%rsp)
-    add $32, %rsp
+    andq $~INTERRUPT_FLAG, FRAME_RFLAGS(%rsp)
+    add $FRAME_RFLAGS, %rsp
     popfq                           # IF stays off ...
     pop %rsp
     sti                             # ... until the jump has been made
     jmp *%rcx
+leave_slowly:
+    mov %rsp, %rdi
+    call syscall_leaves_slowly      # returns with interrupts off
 
 # ---- a new task's first entry, and the way out after changed frames; rsp = frame, IF off -------------
     .global leave_to_application

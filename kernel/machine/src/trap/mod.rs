@@ -15,15 +15,21 @@ use crate::{
     panic, tasks, time,
 };
 
-core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
+core::arch::global_asm!(
+    include_str!("entry.S"),
+    task_interrupted = const tasks::INTERRUPTED_OFFSET,
+    options(att_syntax)
+);
 
 const _: () = {
-    assert!(size_of::<TrapFrame>() == 432);
-    assert!(offset_of!(TrapFrame, r15) == 256);
-    assert!(offset_of!(TrapFrame, rax) == 256 + 10 * 8);
-    assert!(offset_of!(TrapFrame, rdi) == 256 + 14 * 8);
-    assert!(offset_of!(TrapFrame, vector) == 256 + 15 * 8);
-    assert!(offset_of!(TrapFrame, ss) == 256 + 21 * 8);
+    assert!(size_of::<TrapFrame>() == 304);
+    assert!(offset_of!(TrapFrame, r15) == 128);
+    assert!(offset_of!(TrapFrame, rax) == 128 + 10 * 8);
+    assert!(offset_of!(TrapFrame, rdi) == 128 + 14 * 8);
+    assert!(offset_of!(TrapFrame, vector) == 128 + 15 * 8);
+    assert!(offset_of!(TrapFrame, rflags) == 128 + 19 * 8);
+    assert!(offset_of!(TrapFrame, ss) == 128 + 21 * 8);
+    assert!(TrapFrame::SYSCALL == 0x100);
 };
 
 const DEBUG: u64 = 1;
@@ -42,26 +48,26 @@ pub fn sanitise_flags(flags: u64) -> u64 {
     flags & FLAGS_CHOICE | FLAGS_FORCED
 }
 
-/// A system call. The result says how to leave: 0 by the fast exit, 1 by `iretq`.
+/// A system call. The assembly sees for itself whether anything is due before the return; whoever
+/// changes registers other than rax marks the frame [`TrapFrame::REPLACED`].
 #[unsafe(no_mangle)]
-extern "C" fn syscall_from_application(frame: &mut TrapFrame) -> u32 {
-    let (rip, rsp) = (frame.rip, frame.rsp);
+extern "C" fn syscall_from_application(frame: &mut TrapFrame) {
     match rt::personality() {
         Some(personality) => tasks::with_current(|task| personality.syscall(task, frame)),
         None => panic!("system call {} before there is a personality", frame.rax),
     }
-    let changed = exit_to_application(frame);
+}
+
+/// A system call's way back by `iretq`, with what is due before it.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_leaves_slowly(frame: &mut TrapFrame) {
+    exit_to_application(frame);
     frame.rflags = sanitise_flags(frame.rflags);
-    // The fast exit loads rcx and r11 from rip and rflags, so a restored context leaves by `iretq`;
-    // so does single-stepping, whose trap must come after the application's instruction.
-    let odd = changed || frame.rip != rip || frame.rsp != rsp || !frame.is_syscall() || frame.rflags & TRAP_FLAG != 0;
-    u32::from(odd)
 }
 
 /// Does what is due before application code goes on: reschedules, delivers signals. Returns with
-/// interrupts off. True: signal delivery may have changed the frame.
-pub fn exit_to_application(frame: &mut TrapFrame) -> bool {
-    let mut changed = false;
+/// interrupts off.
+pub fn exit_to_application(frame: &mut TrapFrame) {
     loop {
         interrupts::disable();
         let cpu = this_cpu();
@@ -69,12 +75,11 @@ pub fn exit_to_application(frame: &mut TrapFrame) -> bool {
             tasks::preempt();
             continue;
         }
-        let Some(personality) = rt::personality() else { return changed };
+        let Some(personality) = rt::personality() else { return };
         if !tasks::take_interrupt_for_exit() {
-            return changed;
+            return;
         }
         interrupts::enable();
-        changed = true;
         tasks::with_current(|task| personality.exit_work(task, frame));
     }
 }
