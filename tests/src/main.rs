@@ -7,6 +7,7 @@
 
 mod boot;
 mod conformance;
+mod diagnosis;
 mod gaps;
 mod guest;
 mod java;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     kernel::add(&mut suite);
     boot::add(&mut suite);
+    diagnosis::add(&mut suite);
     conformance::add(&mut suite);
     java::add(&mut suite);
     pressure::add(&mut suite);

@@ -1,40 +1,33 @@
-#![allow(unsafe_code, reason = "walks raw frame pointers of a broken kernel")]
-//! When the kernel is wrong: cause, registers, a symbolised backtrace, and the end of the machine.
+#![allow(unsafe_code, reason = "reads frames and registers of a broken kernel")]
+//! When the kernel is wrong: cause, registers, a symbolised backtrace of every CPU ([`cpus`]), and
+//! the end of the machine.
 //!
 //! Nothing here takes a lock or allocates. The other CPUs are stopped by NMI first. The VM ends with
 //! [`abi::exit::PANIC`], or [`abi::exit::OUT_OF_MEMORY`].
 use core::{
     arch::asm,
     fmt::{self, Write},
+    mem::offset_of,
     panic::PanicInfo,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use rt::regs::TrapFrame;
-use x86_64::instructions::{hlt, interrupts};
+use x86_64::instructions::interrupts;
 
 use crate::{
     console::Raw,
     cpu::{apic, percpu},
     drivers::{control, power},
-    memory::paging::{self, DIRECT_MAP},
 };
 
-const MAX_FRAMES: usize = 40;
+mod backtrace;
+mod cpus;
+
+pub use backtrace::text_start;
 
 /// 0, or the panicking CPU's index + 1.
 static PANICKING: AtomicU32 = AtomicU32::new(0);
-
-/// Room for the symbol table ([`abi::ksyms`]) that the build writes here after linking.
-const SYMBOL_BYTES: usize = 192 << 10;
-#[used]
-#[unsafe(link_section = ".ksyms")]
-static SYMBOLS: [u8; SYMBOL_BYTES] = [0; SYMBOL_BYTES];
-
-unsafe extern "C" {
-    static __text_start: u8;
-    static __text_end: u8;
-}
 
 pub fn in_progress() -> bool {
     PANICKING.load(Ordering::Acquire) != 0
@@ -45,18 +38,32 @@ pub fn print_raw(text: fmt::Arguments<'_>) {
     let _ = Raw.write_fmt(text);
 }
 
-/// Another CPU panics: stand still.
-pub fn halt_for_panic() -> ! {
-    loop {
-        interrupts::disable();
-        hlt();
-    }
+/// Whether it is CPU `index` that panics.
+fn by_this_cpu(index: Option<usize>) -> bool {
+    index.is_some_and(|index| PANICKING.load(Ordering::Acquire) == index as u32 + 1)
+}
+
+/// The calling CPU's index, as far as it is known.
+fn this_index() -> u32 {
+    if percpu::ready() { percpu::this_cpu().index.get() } else { 0 }
+}
+
+/// A frame from its general registers on, without what the vector registers held.
+///
+/// # Safety
+/// `registers` points at the words of a TrapFrame from r15 on, 8 bytes each.
+unsafe fn frame_from(registers: *const u64) -> TrapFrame {
+    let mut frame = TrapFrame::default();
+    let words = (size_of::<TrapFrame>() - offset_of!(TrapFrame, r15)) / 8;
+    // SAFETY: TrapFrame is repr(C) and has just these words from r15 on; the rest is the caller's word.
+    unsafe { core::ptr::copy_nonoverlapping(registers, &raw mut frame.r15, words) };
+    frame
 }
 
 /// Claims the console for this CPU's report; a second panic on the same CPU ends the machine at once.
 fn begin() {
     interrupts::disable();
-    let me = if percpu::ready() { percpu::this_cpu().index.get() + 1 } else { 1 };
+    let me = this_index() + 1;
     match PANICKING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
             if percpu::ready() {
@@ -67,11 +74,14 @@ fn begin() {
             print_raw(format_args!("\ndemitasse: panic while panicking\n"));
             power::off(abi::exit::PANIC);
         }
-        Err(_) => halt_for_panic(),
+        Err(_) => cpus::halt(),
     }
 }
 
 fn end(cause: fmt::Arguments<'_>, code: u32) -> ! {
+    if percpu::ready() {
+        cpus::report_others(this_index() as usize);
+    }
     // The host tools read the cause from a control frame; a person reads the text above it.
     control::send_last(abi::control::Frame::Panic { cause: &OneLine::new(cause) });
     power::off(code)
@@ -113,12 +123,12 @@ impl core::ops::Deref for OneLine {
 #[panic_handler]
 fn rust_panic(info: &PanicInfo<'_>) -> ! {
     begin();
-    let index = if percpu::ready() { percpu::this_cpu().index.get() } else { 0 };
+    let index = this_index();
     print_raw(format_args!("\ndemitasse: kernel panic on CPU {index}: {info}\n"));
     let mut rbp: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
-    backtrace(None, rbp);
+    backtrace::print(None, rbp);
     // The allocation error of `alloc` reaches us as a panic with this message.
     let message = OneLine::new(format_args!("{}", info.message()));
     if message.starts_with("memory allocation of") {
@@ -131,15 +141,15 @@ fn rust_panic(info: &PanicInfo<'_>) -> ! {
 /// An exception of kernel code.
 pub fn exception(frame: &TrapFrame, cause: &str) -> ! {
     begin();
-    let index = if percpu::ready() { percpu::this_cpu().index.get() } else { 0 };
+    let index = this_index();
     let name = vector_name(frame.vector);
     let address = x86_64::registers::control::Cr2::read_raw();
     print_raw(format_args!(
         "\ndemitasse: kernel panic on CPU {index}: {cause}: {name}, error {:#x}, cr2 {address:#x}\n",
         frame.error
     ));
-    print_registers(frame);
-    backtrace(Some(frame.rip), frame.rbp);
+    backtrace::print_registers(frame);
+    backtrace::print(Some(frame.rip), frame.rbp);
     end(format_args!("{cause}: {name} at {:#x}, cr2 {address:#x}", frame.rip), abi::exit::PANIC)
 }
 
@@ -165,59 +175,17 @@ fn vector_name(vector: u64) -> &'static str {
     }
 }
 
-/// Registers as a person expects them.
-pub fn print_registers(f: &TrapFrame) {
-    print_raw(format_args!("  rip {:016x} rsp {:016x} rflags {:08x}\n", f.rip, f.rsp, f.rflags));
-    print_raw(format_args!("  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\n", f.rax, f.rbx, f.rcx, f.rdx));
-    print_raw(format_args!("  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}\n", f.rsi, f.rdi, f.rbp, f.r8));
-    print_raw(format_args!("  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}\n", f.r9, f.r10, f.r11, f.r12));
-    print_raw(format_args!("  r13 {:016x} r14 {:016x} r15 {:016x}\n", f.r13, f.r14, f.r15));
-}
-
-fn symbols() -> &'static [u8] {
-    let start = (&raw const SYMBOLS).cast::<u8>();
-    // SAFETY: the static's own bytes, read by volatile address since the build changed them after the
-    // compiler saw zeroes.
-    unsafe { core::slice::from_raw_parts(core::hint::black_box(start), SYMBOL_BYTES) }
-}
-
-fn print_frame(number: usize, address: u64) {
-    match abi::ksyms::lookup(symbols(), address) {
-        Some((name, offset)) => print_raw(format_args!("  #{number:<2} {address:016x} {name}+{offset:#x}\n")),
-        None => print_raw(format_args!("  #{number:<2} {address:016x}\n")),
-    }
-}
-
-/// True if `address` may be read as a saved frame: in the stack window, the image or the direct map.
-fn readable(address: u64) -> bool {
-    let kernel_half = (DIRECT_MAP..u64::MAX - 64).contains(&address);
-    kernel_half && address.is_multiple_of(8) && paging::is_mapped(address) && paging::is_mapped(address + 15)
-}
-
-/// Where the kernel's text begins.
-pub fn text_start() -> u64 {
-    &raw const __text_start as u64
-}
-
-/// Follows saved frame pointers.
-fn backtrace(first: Option<u64>, mut rbp: u64) {
-    let text = text_start()..&raw const __text_end as u64;
-    let mut number = 0;
-    if let Some(rip) = first {
-        print_frame(0, rip);
-        number = 1;
-    }
-    while number < MAX_FRAMES && rbp != 0 && readable(rbp) {
-        // SAFETY: both words lie in a present kernel page.
-        let (next, address) = unsafe { (*(rbp as *const u64), *((rbp + 8) as *const u64)) };
-        if !text.contains(&address) {
-            break;
-        }
-        print_frame(number, address);
-        number += 1;
-        if next <= rbp {
-            break;
-        }
-        rbp = next;
-    }
+/// From the assembly when nothing may be trusted: `registers` points at the general registers of a
+/// TrapFrame (from r15 on), still on an IST stack.
+#[unsafe(no_mangle)]
+extern "C" fn trap_fatal(registers: *const u64, reason: u32) -> ! {
+    // SAFETY: `entry.S` passes what it and the CPU pushed.
+    let frame = unsafe { frame_from(registers) };
+    let cause = match reason {
+        1 => "kernel stack overflow, or a stack pointer outside the kernel stack",
+        2 => "fault while a trap frame was being moved",
+        _ if frame.vector == 8 => "double fault",
+        _ => "machine check",
+    };
+    exception(&frame, cause)
 }

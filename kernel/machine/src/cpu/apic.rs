@@ -27,6 +27,7 @@ const REG_ICR_LOW: u32 = 0x300;
 const REG_ICR_HIGH: u32 = 0x310;
 const REG_LVT_TIMER: u32 = 0x320;
 const REG_LVT_LINT0: u32 = 0x350;
+const REG_LVT_LINT1: u32 = 0x360;
 const REG_TIMER_COUNT: u32 = 0x380;
 const REG_TIMER_NOW: u32 = 0x390;
 const REG_TIMER_DIVIDE: u32 = 0x3e0;
@@ -89,6 +90,8 @@ pub fn init() {
     write(REG_TPR, 0);
     write(REG_SPURIOUS, 0x100 | u32::from(VECTOR_SPURIOUS));
     write(REG_LVT_LINT0, MASKED);
+    // By this line a machine's button, or QEMU's `inject-nmi`, asks each CPU what it does.
+    write(REG_LVT_LINT1, DELIVER_NMI);
     write(REG_TIMER_DIVIDE, DIVIDE_BY_1);
     write(REG_LVT_TIMER, u32::from(VECTOR_TIMER));
 }

@@ -151,6 +151,11 @@ pub fn cpu(index: usize) -> Option<&'static PerCpu> {
     unsafe { CPUS.get(index)?.load(Ordering::Acquire).as_ref() }
 }
 
+/// The CPU with this APIC id, without trust in the GS base.
+pub fn index_of(apic_id: u32) -> Option<usize> {
+    (0..MAX_CPUS).find(|&index| cpu(index).is_some_and(|cpu| cpu.apic_id.get() == apic_id))
+}
+
 // SAFETY: `Cell` fields are touched by the owning CPU only (`this_cpu`); other CPUs read atomics,
 // and `index`/`apic_id`, which do not change after `install` published the pointer.
 unsafe impl Sync for PerCpu {}

@@ -153,33 +153,3 @@ fn kernel_fault(frame: &mut TrapFrame) {
     }
     panic::exception(frame, "kernel fault");
 }
-
-/// From the assembly when nothing may be trusted: `registers` points at the general registers of a
-/// TrapFrame (from r15 on), still on an IST stack.
-#[unsafe(no_mangle)]
-extern "C" fn trap_fatal(registers: *const u64, reason: u32) -> ! {
-    let mut frame = TrapFrame::default();
-    let words = (size_of::<TrapFrame>() - offset_of!(TrapFrame, r15)) / 8;
-    // SAFETY: the entry code passes the 22 words it and the CPU pushed; TrapFrame is repr(C) and
-    // has just these words from r15 on.
-    unsafe {
-        core::ptr::copy_nonoverlapping(registers, (&raw mut frame.r15), words);
-    }
-    let cause = match reason {
-        1 => "kernel stack overflow, or a stack pointer outside the kernel stack",
-        2 => "fault while a trap frame was being moved",
-        _ if frame.vector == 8 => "double fault",
-        _ => "machine check",
-    };
-    panic::exception(&frame, cause)
-}
-
-/// An NMI: another CPU's panic, or somebody's button.
-#[unsafe(no_mangle)]
-extern "C" fn nmi_arrived(registers: *const u64) {
-    let _ = registers;
-    if panic::in_progress() {
-        panic::halt_for_panic();
-    }
-    panic::print_raw(format_args!("demitasse: NMI\n"));
-}

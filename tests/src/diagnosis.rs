@@ -1,0 +1,135 @@
+//! What the machine says when something is wrong: a panic shows every CPU, a double fault ends with a
+//! report, and an NMI shows what each CPU does and lets it go on.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use abi::BootConfig;
+use vmm::{Event, ImageAs, Machine, Outcome};
+
+use crate::{
+    guest::{self, KERNEL, Run},
+    pressure,
+    suite::{Slice, Suite, Verdict},
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub fn add(suite: &mut Suite) {
+    suite.add(Slice::Quick, "diagnosis/panic-of-four-cpus", panic_of_four_cpus);
+    suite.add(Slice::Default, "diagnosis/double-fault", double_fault);
+    suite.add(Slice::Default, "diagnosis/nmi", nmi);
+}
+
+/// Boots the kernel into one of its fatal tests.
+fn fatal(test: &str, cpus: u32) -> Result<Run, String> {
+    let boot = BootConfig { test: Some(test.into()), ..BootConfig::default() };
+    guest::run(&Machine { cpus, time_limit: Some(LIMIT), ..Machine::new(KERNEL, boot) })
+}
+
+fn panic_of_four_cpus() -> Verdict {
+    let wanted = [
+        "kernel panic on CPU 0",
+        "machine::selftest::fatal::run",
+        "CPU 1: in the kernel, task",
+        "CPU 2: in the kernel, task",
+        "machine::selftest::fatal::busy_work",
+        "CPU 3: idle",
+    ];
+    panicked(fatal("fatal-panic-beside-others", 4), &wanted)
+}
+
+fn double_fault() -> Verdict {
+    panicked(fatal("fatal-double-fault", 2), &["double fault", "machine::selftest::fatal::double_fault", ": idle"])
+}
+
+/// The machine must have panicked, and its console must say each of these, in this order.
+fn panicked(run: Result<Run, String>, wanted: &[&str]) -> Verdict {
+    match run {
+        Ok(run) => match (&run.report.outcome, missing(&run.output, wanted)) {
+            (Outcome::Panicked { .. }, None) => Verdict::Passed,
+            (outcome, missing) => run.fail(format!("ended as {outcome:?}; not on the console: {missing:?}")),
+        },
+        Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// The first of `wanted` that does not follow those before it.
+fn missing<'w>(console: &[u8], wanted: &[&'w str]) -> Option<&'w str> {
+    let text = String::from_utf8_lossy(console);
+    let mut from = 0;
+    wanted.iter().copied().find(|line| match text[from..].find(line) {
+        Some(at) => {
+            from += at + line.len();
+            false
+        }
+        None => true,
+    })
+}
+
+/// A program works on one of two CPUs when the NMI comes: it must not notice.
+fn nmi() -> Verdict {
+    let socket = format!("{}/nmi.sock", guest::IMAGES);
+    let result = guest::compiled("patient").and_then(|program| {
+        let image = guest::image(pressure::image_of(&program)?, ImageAs::Disk);
+        let extra_arguments = vec!["-qmp".into(), format!("unix:{socket},server=on,wait=off")];
+        let machine = Machine { cpus: 2, image, extra_arguments, ..guest::machine("/program", 60) };
+        let (mut output, mut sent) = (Vec::new(), None);
+        let report = machine.run(&mut |event| {
+            let Event::Output { bytes, .. } = event else { return };
+            output.extend_from_slice(bytes);
+            if sent.is_none() && output.starts_with(b"ready\n") {
+                sent = Some(inject_nmi(&socket));
+            }
+        });
+        sent.unwrap_or(Err("it never was ready".into()))?;
+        Ok(Run { report: report.map_err(|error| error.to_string())?, output })
+    });
+    let run = match result {
+        Ok(run) => run,
+        Err(why) => return Verdict::Failed(why),
+    };
+    let text = String::from_utf8_lossy(&run.output).into_owned();
+    let each = ["CPU 0: ", "CPU 1: ", "done\n"].iter().all(|line| text.contains(line));
+    let working = text.contains("in application code, task") || text.contains("in the kernel, task");
+    if run.exit_code() == Some(0) && each && working {
+        return Verdict::Passed;
+    }
+    run.fail(format!("ended as {:?}, expected both CPUs' states and the program's end", run.report.outcome))
+}
+
+/// By QEMU's machine protocol.
+fn inject_nmi(socket: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("{socket}: {error}");
+    let mut stream = UnixStream::connect(socket).map_err(failed)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(failed)?;
+    let mut lines = BufReader::new(stream.try_clone().map_err(failed)?).lines();
+    for command in ["qmp_capabilities", "inject-nmi"] {
+        writeln!(stream, "{{\"execute\": \"{command}\"}}").map_err(failed)?;
+        // The greeting, and events, come between the answers.
+        loop {
+            let line = lines.next().ok_or("QEMU closed its socket")?.map_err(failed)?;
+            if line.contains("\"error\"") {
+                return Err(format!("{command}: {line}"));
+            }
+            if line.contains("\"return\"") {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_wanted_in_order() {
+        assert_eq!(missing(b"a b c", &["a", "c"]), None);
+        assert_eq!(missing(b"a b c", &["c", "a"]), Some("a"));
+    }
+}
