@@ -4,12 +4,13 @@
 //!
 //! With two CPUs a wake-up from one to the other is measured as well; that one says something by time
 //! only.
-use alloc::{boxed::Box, format, string::String, sync::Arc};
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
     hint::black_box,
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 
+use logic::timers::{TimerId, Timers};
 use rt::{
     rt,
     space::{AddressSpace as _, Placement, ProgramId, Prot},
@@ -40,6 +41,8 @@ const BENCHES: &[Bench] = &[
     ("switch-by-wait-queue", || ping_pong(Kind::Queue)),
     ("switch-by-yield", switch_by_yield),
     ("park-that-finds-its-token", token),
+    ("timer-arm", || Ok(timer_arm_and_cancel().0)),
+    ("timer-cancel", || Ok(timer_arm_and_cancel().1)),
     ("page-fault-4-kib", || application::fault_ticks(256)),
     ("map-and-unmap-64-kib", || map_and_unmap(false)),
     ("map-touch-and-unmap-64-kib", || map_and_unmap(true)),
@@ -178,6 +181,26 @@ fn token() -> Result<u64, String> {
             tasks::park(None, ParkMode::Uninterruptible);
         })
     }))
+}
+
+/// Of a wheel of its own: without the lock and the hardware's timer.
+fn timer_arm_and_cancel() -> (u64, u64) {
+    let mut timers = Timers::new();
+    let mut ids = Vec::with_capacity(ROUNDS as usize);
+    let fill: Vec<TimerId> = (0..ROUNDS).map(|round| timers.arm(round, round)).collect();
+    for id in fill {
+        timers.cancel(id);
+    }
+    let mut round = 0;
+    let arm = per_round(ROUNDS, || {
+        round += 1;
+        ids.push(timers.arm(S + round % 17 * S / 16, round));
+    });
+    let mut left = ids.into_iter();
+    let cancel = per_round(ROUNDS, || {
+        black_box(left.next().and_then(|id| timers.cancel(id)));
+    });
+    (arm, cancel)
 }
 
 fn map_and_unmap(touch: bool) -> Result<u64, String> {

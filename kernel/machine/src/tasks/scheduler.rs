@@ -9,7 +9,10 @@
 //! A CPU's timers before its run queue; both with interrupts off; never two CPUs' queues at once
 //! (stealing, in [`super::idle`], tries the other's lock without its own).
 use alloc::{string::String, sync::Arc};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use logic::{
     park_word::{Ended, Ends},
@@ -33,17 +36,19 @@ use crate::{
     time,
 };
 
-struct Sleeper {
-    task: Arc<Task>,
-    park_number: u64,
-}
+/// A task that parks with a timeout. It disarms its timer before its park returns, so the task lives,
+/// and is in that park, for as long as this is found among the timers: it is used under their lock.
+struct Sleeper(NonNull<Task>);
+
+// SAFETY: tasks are shared between CPUs.
+unsafe impl Send for Sleeper {}
 
 pub(super) static QUEUES: [IrqSpin<RunQueue<Arc<Task>>>; MAX_CPUS] =
     [const { IrqSpin::new(RunQueue::new()) }; MAX_CPUS];
 static TIMERS: [IrqSpin<Timers<Sleeper>>; MAX_CPUS] = [const { IrqSpin::new(Timers::new()) }; MAX_CPUS];
 pub(super) static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox::new() }; MAX_CPUS];
-/// The nearest deadline in each of `TIMERS`, `u64::MAX` for none. Changes under that lock; read
-/// without it, a value just out of date has the timer fire once for nothing.
+/// [`Timers::nearest_ns`] of each of `TIMERS`. Changes under that lock; read without it, a value just
+/// out of date has the timer fire once for nothing.
 static NEAREST: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
 /// What each CPU's timer is armed for; `u64::MAX`: nothing.
 static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
@@ -264,10 +269,8 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
         return Parked::TimedOut;
     }
     let timer_cpu = cpu_number();
-    let park_number = task.park_number.fetch_add(1, Ordering::Relaxed) + 1;
-    let timer = deadline_ns.map(|deadline| {
-        with_timers(timer_cpu, |timers| timers.arm(deadline, Sleeper { task: task::current(), park_number }))
-    });
+    let timer =
+        deadline_ns.map(|deadline| with_timers(timer_cpu, |timers| timers.arm(deadline, Sleeper(NonNull::from(task)))));
     let ends = if interruptible { Ends::Interruptible } else { Ends::All };
     let how = if !task.wake.publish(ends) {
         Parked::Woken
@@ -277,14 +280,13 @@ pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
         switch_away(false);
         match task.wake.ended() {
             Ended::Interrupted => Parked::Interrupted,
-            // A timer of an earlier park may just have been on its way: that is a wake-up for nothing.
-            Ended::TimedOut if deadline_ns.is_some_and(|deadline| deadline <= time::now_ns()) => Parked::TimedOut,
-            _ => Parked::Woken,
+            // The timer is gone.
+            Ended::TimedOut => return Parked::TimedOut,
+            Ended::Woken => Parked::Woken,
         }
     };
     if let Some(timer) = timer {
-        // Dropped without the lock: it may be the last reference to a task.
-        drop(with_timers(timer_cpu, |timers| timers.cancel(timer)));
+        with_timers(timer_cpu, |timers| timers.cancel(timer));
     }
     drop(off);
     how
@@ -334,12 +336,8 @@ pub fn timer_fired(now_ns: u64) {
     let cpu = this_cpu();
     let index = cpu_number();
     ARMED[index].store(u64::MAX, Ordering::Relaxed);
-    loop {
-        let due = with_timers(index, |timers| timers.pop_due(now_ns));
-        let Some(Sleeper { task, park_number }) = due else { break };
-        if task.park_number.load(Ordering::Relaxed) == park_number && task.wake.end(Ends::All, Ended::TimedOut) {
-            resume(&task);
-        }
+    while let Some(task) = with_timers(index, |timers| end_due_park(timers, now_ns)) {
+        resume(task);
     }
     let queue = QUEUES[index].lock_while_off();
     if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
@@ -355,11 +353,25 @@ pub fn timer_fired(now_ns: u64) {
     rearm(cpu, others);
 }
 
+/// Ends the next park whose time is over, if somebody else has not ended it. The task is the caller's,
+/// to be made to run.
+fn end_due_park(timers: &mut Timers<Sleeper>, now_ns: u64) -> Option<&'static Task> {
+    while let Some(Sleeper(task)) = timers.pop_due(now_ns) {
+        // SAFETY: the timers' lock is held, so this task has not come to disarm its timer yet. If its
+        // park ends here, it stays parked until it is made to run.
+        let task = unsafe { task.as_ref() };
+        if task.wake.end(Ends::All, Ended::TimedOut) {
+            return Some(task);
+        }
+    }
+    None
+}
+
 /// Lends a CPU's timers, interrupts off, and notes the nearest afterwards.
 fn with_timers<T>(index: usize, with: impl FnOnce(&mut Timers<Sleeper>) -> T) -> T {
     let mut timers = TIMERS[index].lock_while_off();
     let result = with(&mut timers);
-    NEAREST[index].store(timers.next_deadline().unwrap_or(u64::MAX), Ordering::Relaxed);
+    NEAREST[index].store(timers.nearest_ns(), Ordering::Relaxed);
     result
 }
 

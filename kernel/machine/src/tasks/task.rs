@@ -48,8 +48,6 @@ pub struct Task {
     vectors: UnsafeCell<Option<VectorArea>>,
     fs_base: AtomicU64,
     pub(super) wake: ParkWord<AtomicU8>,
-    /// Which park a timer belongs to.
-    pub(super) park_number: AtomicU64,
     interrupted: AtomicBool,
     /// The task's registers are in a CPU, or on the way out of one.
     pub(super) on_cpu: AtomicBool,
@@ -88,7 +86,6 @@ impl Task {
             vectors: UnsafeCell::new(None),
             fs_base: AtomicU64::new(0),
             wake: ParkWord::new(AtomicU8::new(0), AtomicU8::new(0)),
-            park_number: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             on_cpu: AtomicBool::new(false),
             dead: AtomicBool::new(false),
