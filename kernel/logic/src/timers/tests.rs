@@ -69,7 +69,7 @@ fn some_deadline(random: &mut Stream, now_ns: u64, known: &BTreeMap<(u64, u64), 
         0 => now_ns.saturating_sub(random.below(5000)),
         1 => known.keys().next().map_or(now_ns, |&(deadline, _)| deadline),
         2 => known.keys().next_back().map_or(now_ns, |&(deadline, _)| deadline),
-        3 => now_ns + random.below(3000),
+        3 => now_ns.saturating_add(random.below(3000)),
         _ => {
             let bits = random.below(64);
             now_ns.saturating_add(random.next_u64() >> bits)

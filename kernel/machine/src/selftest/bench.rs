@@ -194,7 +194,7 @@ fn timer_arm_and_cancel() -> (u64, u64) {
     let mut round = 0;
     let arm = per_round(ROUNDS, || {
         round += 1;
-        ids.push(timers.arm(S + round % 17 * S / 16, round));
+        ids.push(timers.arm(S + (round % 16) * (S / 16), round));
     });
     let mut left = ids.into_iter();
     let cancel = per_round(ROUNDS, || {
