@@ -96,6 +96,11 @@ fn first_task(_: usize) {
         power::exit(0);
     }
     machine::memory::reclaim::add_reclaimer(fs::cache::reclaim);
+    for disk in machine::drivers::all_disks() {
+        if fs::block::register(disk.clone()).is_none() {
+            log::warn!("more disks than letters: one has no device file");
+        }
+    }
     let vfs = match root::device(boot.config.root, boot.module).and_then(root::mount) {
         Ok(vfs) => vfs,
         Err(error) => boot::malformed(format_args!("{error}")),

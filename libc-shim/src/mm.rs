@@ -2,6 +2,8 @@
 //!
 //! The address space decides; here flags are checked and errors mapped as mmap(2), mprotect(2),
 //! madvise(2) and mremap(2) list them.
+use alloc::vec::Vec;
+
 use rt::{
     rt,
     space::{FileMapping, MapRequest, Placement, ProgramId, Prot, SpaceError},
@@ -14,7 +16,7 @@ use crate::{
         names::{Advice, MembarrierCmd},
     },
     call::Ctx,
-    errno::{EACCES, EBADF, EFAULT, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM, Errno, SysResult},
+    errno::{EACCES, EBADF, EFAULT, EINVAL, EIO, ENODEV, ENOMEM, EOPNOTSUPP, EOVERFLOW, EPERM, Errno, SysResult},
     files,
 };
 
@@ -138,6 +140,9 @@ fn file_mapping(cx: &Ctx<'_>, fd: Fd, prot: flags::Prot, shared: bool, offset: u
         return Err(EACCES);
     }
     let pager = file.pager().ok_or(ENODEV)?;
+    if shared && flags.writes() && !file.ops().allows_shared_writes() {
+        return Err(EINVAL);
+    }
     Ok(FileMapping { pager, first_page: offset / PAGE })
 }
 
@@ -292,16 +297,35 @@ pub fn mincore(cx: &mut Ctx<'_>, at: Addr, len: u64, out: Addr) -> SysResult {
     Ok(0)
 }
 
-/// msync(2). Mapped pages *are* the file's cache pages, so there is nothing to copy; MS_SYNC for
-/// files on a device becomes the file's own sync when such files can be mapped for writing.
+/// msync(2). Mapped pages *are* the file's cache pages, so there is nothing to copy; MS_SYNC puts those
+/// of shared mappings on their medium, MS_ASYNC leaves that to writeback, as on Linux.
 pub fn msync(cx: &mut Ctx<'_>, at: Addr, len: u64, flags: MsyncFlags) -> SysResult {
     let both = MsyncFlags::ASYNC | MsyncFlags::SYNC;
     if flags.0 & !MsyncFlags::KNOWN != 0 || flags.has(both) {
         return Err(EINVAL);
     }
     let (start, len) = range(at, len, ENOMEM)?;
-    require_mapped(cx.program().owner, start, len)?;
+    let owner = cx.program().owner;
+    require_mapped(owner, start, len)?;
+    if flags.has(MsyncFlags::SYNC) {
+        for (file, pages) in shared_files(owner, start, start + len) {
+            file.pager.sync(file.first_page..file.first_page + pages).map_err(|_| EIO)?;
+        }
+    }
     Ok(0)
+}
+
+/// What shared mappings show in the range: from which page of the file on, and how many.
+fn shared_files(owner: ProgramId, start: u64, end: u64) -> Vec<(FileMapping, u64)> {
+    let mut files = Vec::new();
+    rt().address_space().regions(owner, &mut |region| {
+        let (from, to) = (region.start.max(start), region.end.min(end));
+        if let Some(file) = region.file.as_ref().filter(|_| region.shared && from < to) {
+            let first_page = file.first_page + (from - region.start) / PAGE;
+            files.push((FileMapping { first_page, ..file.clone() }, (to - from) / PAGE));
+        }
+    });
+    files
 }
 
 fn require_mapped(owner: ProgramId, start: u64, len: u64) -> SysResult<()> {

@@ -262,6 +262,9 @@ fn end_program(cx: &Ctx<'_>, status: ExitStatus) {
 }
 
 fn power_off(status: ExitStatus) -> ! {
+    if !fs::cache::writeback::sync_all() {
+        log::error!("a device has not kept all that was written to it");
+    }
     rt().power_off(status.shell_code())
 }
 

@@ -1,8 +1,8 @@
-//! `/dev`: a tmpfs with the device files and links that programs expect.
+//! `/dev`: a tmpfs with the device files and links that programs expect, and a file for each disk.
 use alloc::sync::Arc;
 
 use crate::{
-    devices,
+    block, devices,
     error::FsResult,
     inode::{FileSystem, NewNode},
     tmpfs::TmpFs,
@@ -34,6 +34,9 @@ pub fn devfs() -> FsResult<Arc<TmpFs>> {
     let root = devfs.root();
     for (name, number) in DEVICES {
         root.create(name, NewNode::CharDevice(number), 0o666)?;
+    }
+    for (name, number) in block::devices() {
+        root.create(name.as_bytes(), NewNode::BlockDevice(number), 0o660)?;
     }
     for (name, target) in LINKS {
         root.create(name, NewNode::Symlink(target), 0o777)?;

@@ -18,11 +18,12 @@ use logic::erofs::{self, BLOCK_SIZE, DirBlock, ErofsError, INODE_SIZE_MAX, INODE
 use rt::{
     block::{BlockDevice, SECTOR_SIZE},
     page::{PAGE_SIZE, Page},
-    space::{Pager, PagerError},
+    space::{ObjectId, Pager, PagerError},
     sync::SpinLock,
 };
 
 use crate::{
+    block,
     cache::{self, FilePages, PageSource, Readahead, read_through},
     devices,
     error::{FsError, FsResult},
@@ -385,7 +386,8 @@ impl Inode for ErofsInode {
             FileKind::Regular => Ok(self),
             FileKind::CharDevice => devices::open(decode_device(self.layout.rdev), flags),
             // A FIFO needs memory behind it: those of tmpfs and of the copy-up layer have it.
-            FileKind::Fifo | FileKind::Socket | FileKind::BlockDevice => Err(FsError::NoPeer),
+            FileKind::Fifo | FileKind::Socket => Err(FsError::NoPeer),
+            FileKind::BlockDevice => block::open(decode_device(self.layout.rdev), flags),
             kind => Ok(Arc::new(NoContent(kind))),
         }
     }
@@ -434,6 +436,10 @@ impl Pager for ErofsInode {
                 return self.pages.cached_range(first, out);
             }
         }
+    }
+
+    fn object(&self) -> ObjectId {
+        self.pages.object()
     }
 
     fn path(&self) -> alloc::string::String {

@@ -10,13 +10,14 @@
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::{
     any::Any,
+    ops::Range,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use bitflags::bitflags;
 use rt::{
     page::Page,
-    space::{Pager, PagerError},
+    space::{ObjectId, Pager, PagerError},
     sync::{Mutex, WaitQueue},
     task::TaskRef,
 };
@@ -170,9 +171,14 @@ pub trait FileOps: Any + Send + Sync {
     fn sync(&self) -> FsResult<()> {
         Err(FsError::Invalid)
     }
-    /// A mapping of an object that has no inode.
+    /// A mapping of an object that has no inode, or of a device.
     fn pager(&self) -> Option<Arc<dyn Pager>> {
         None
+    }
+    /// Whether shared mappings may write it. A read-only device's may not (EINVAL), whatever the open
+    /// asked for.
+    fn allows_shared_writes(&self) -> bool {
+        true
     }
     /// Opens the object once more through `/proc/self/fd/N`. Sockets and most anonymous objects
     /// answer ENXIO.
@@ -328,20 +334,26 @@ impl OpenFile {
 
     pub fn sync(&self) -> FsResult<()> {
         self.check_usable()?;
-        match &self.location {
+        match self.inode_with_content() {
             Some(location) => location.inode().sync(),
             None => self.ops.sync(),
         }
     }
 
+    /// The location, unless the content is the object's own: a block device's is.
+    fn inode_with_content(&self) -> Option<&Location> {
+        self.location.as_ref().filter(|location| location.inode().kind() != FileKind::BlockDevice)
+    }
+
     /// Pages for mmap; None: ENODEV. Access mode and MAP_SHARED are the caller's to check.
     pub fn pager(&self) -> Option<Arc<dyn Pager>> {
+        let inner = match self.inode_with_content() {
+            Some(location) => location.inode().clone().pager()?,
+            None => self.ops.pager()?,
+        };
         match &self.location {
-            Some(location) => {
-                let inner = location.inode().clone().pager()?;
-                Some(Arc::new(LocatedPager { inner, location: location.clone() }))
-            }
-            None => self.ops.pager(),
+            Some(location) => Some(Arc::new(LocatedPager { inner, location: location.clone() })),
+            None => Some(inner),
         }
     }
 
@@ -491,6 +503,18 @@ impl Pager for LocatedPager {
 
     fn pages_if_cached(&self, first: u64, out: &mut [Option<Page>]) {
         self.inner.pages_if_cached(first, out);
+    }
+
+    fn confirm(&self, index: u64, page: &Page, write: bool) -> bool {
+        self.inner.confirm(index, page, write)
+    }
+
+    fn object(&self) -> ObjectId {
+        self.inner.object()
+    }
+
+    fn sync(&self, pages: Range<u64>) -> Result<(), PagerError> {
+        self.inner.sync(pages)
     }
 
     fn path(&self) -> String {

@@ -20,6 +20,7 @@
 
 extern crate alloc;
 
+pub mod block;
 pub mod cache;
 pub mod console;
 pub mod devfs;

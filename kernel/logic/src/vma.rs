@@ -12,14 +12,20 @@
 //! - Each change of a VMA (bounds, protection, flags, backing) gives it a sequence number that no
 //!   VMA of this tree had before. A page fault that slept looks its address up again: the same
 //!   number means that nothing about the mapping has changed.
+//! - A VMA with an [`Backing::object`] stands in that object's interval tree, by the pages it shows:
+//!   from a page of a file one gets to the mappings that may have it ([`VmaTree::each_mapping`]).
 use alloc::{collections::BTreeMap, vec::Vec};
+use core::ops::Range;
+
 use bitflags::bitflags;
 
 mod gap;
+mod interval;
 #[cfg(test)]
 mod tests;
 
 use gap::TopDownHint;
+use interval::IntervalTree;
 
 const PAGE_SHIFT: u32 = 12;
 const PAGE_MASK: u64 = (1 << PAGE_SHIFT) - 1;
@@ -48,6 +54,10 @@ pub trait Backing: Clone {
     fn advanced(&self, pages: u64) -> Self;
     /// True if `self` may follow `previous`, which is `previous_pages` long, in one VMA.
     fn continues(&self, previous: &Self, previous_pages: u64) -> bool;
+    /// The object (a file's number) whose pages it shows, and the first of them.
+    fn object(&self) -> Option<(u64, u64)> {
+        None
+    }
 }
 
 /// One mapping: `[start, end)`, page-aligned, not empty.
@@ -122,6 +132,31 @@ pub struct VmaTree<B> {
     bytes: BTreeMap<u32, u64>,
     last_sequence: u64,
     hint: TopDownHint,
+    objects: Objects,
+}
+
+/// The mappings of each object that has any; the key of an interval is its VMA's start.
+struct Objects(BTreeMap<u64, IntervalTree>);
+
+impl Objects {
+    #[inline]
+    fn link<B: Backing>(&mut self, vma: &Vma<B>) {
+        if let Some((object, first)) = vma.backing.object() {
+            self.0.entry(object).or_default().insert(first..first + vma.pages(), vma.start);
+        }
+    }
+
+    #[inline]
+    fn unlink<B: Backing>(&mut self, vma: &Vma<B>) {
+        if let Some((object, first)) = vma.backing.object()
+            && let Some(tree) = self.0.get_mut(&object)
+        {
+            tree.remove(first, vma.start);
+            if tree.is_empty() {
+                self.0.remove(&object);
+            }
+        }
+    }
 }
 
 impl<B: Backing> Default for VmaTree<B> {
@@ -132,7 +167,13 @@ impl<B: Backing> Default for VmaTree<B> {
 
 impl<B: Backing> VmaTree<B> {
     pub const fn new() -> Self {
-        Self { areas: BTreeMap::new(), bytes: BTreeMap::new(), last_sequence: 0, hint: TopDownHint::new() }
+        Self {
+            areas: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+            last_sequence: 0,
+            hint: TopDownHint::new(),
+            objects: Objects(BTreeMap::new()),
+        }
     }
 
     /// The VMA that holds `address`.
@@ -170,6 +211,16 @@ impl<B: Backing> VmaTree<B> {
         self.areas.len()
     }
 
+    /// Calls `each` with every VMA that shows one of these pages of an object.
+    pub fn each_mapping(&self, object: u64, pages: Range<u64>, mut each: impl FnMut(&Vma<B>)) {
+        let Some(tree) = self.objects.0.get(&object) else { return };
+        tree.each_overlap(pages, &mut |start| {
+            if let Some(vma) = self.areas.get(&start) {
+                each(vma);
+            }
+        });
+    }
+
     pub fn is_free(&self, start: u64, end: u64) -> bool {
         self.iter_range(start, end).next().is_none()
     }
@@ -184,6 +235,7 @@ impl<B: Backing> VmaTree<B> {
         let (start, end) = (vma.start, vma.end);
         *self.bytes.entry(vma.owner).or_insert(0) += vma.len();
         vma.sequence = self.next_sequence();
+        self.objects.link(&vma);
         self.areas.insert(start, vma);
         self.merge_at(end);
         self.merge_at(start);
@@ -286,6 +338,7 @@ impl<B: Backing> VmaTree<B> {
         while let Some((&at, _)) = self.areas.range(start..end.max(start)).next() {
             let Some(piece) = self.areas.remove(&at) else { break };
             self.subtract_bytes(piece.owner, piece.len());
+            self.objects.unlink(&piece);
             pieces.push(piece);
         }
         if !pieces.is_empty() {
@@ -315,8 +368,11 @@ impl<B: Backing> VmaTree<B> {
         high.start = at;
         high.backing = low.backing_at(at);
         high.sequence = high_sequence;
+        self.objects.unlink(low);
         low.end = at;
         low.sequence = low_sequence;
+        self.objects.link(low);
+        self.objects.link(&high);
         self.last_sequence = high_sequence;
         self.areas.insert(at, high);
     }
@@ -329,11 +385,15 @@ impl<B: Backing> VmaTree<B> {
             Some((_, previous)) if previous.joins(next) => {}
             _ => return,
         }
-        self.areas.remove(&at);
+        if let Some(next) = self.areas.remove(&at) {
+            self.objects.unlink(&next);
+        }
         let sequence = self.next_sequence();
         if let Some((_, previous)) = self.areas.range_mut(..at).next_back() {
+            self.objects.unlink(previous);
             previous.end = next_end;
             previous.sequence = sequence;
+            self.objects.link(previous);
         }
     }
 

@@ -1,5 +1,10 @@
 //! The address space: mappings with owners, and where their pages come from.
 use alloc::{string::String, sync::Arc};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
 use bitflags::bitflags;
 
 use crate::page::{OutOfFrames, Page};
@@ -17,12 +22,38 @@ bitflags! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProgramId(pub u32);
 
+/// What owns the pages of a file: all mappings of the same pages name the same object, so that from a
+/// page one finds its mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId(pub u64);
+
+impl ObjectId {
+    /// One that nobody had before.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// Where pages of a file mapping come from: a file's page cache. The address space keeps one of
 /// these per mapping.
 pub trait Pager: Send + Sync {
     /// The page at `index` (4 KiB units from the file's start). May read the device, and sleep.
-    /// `write` says that a shared mapping is about to write it.
+    /// `write` says that a shared mapping is about to write it: a file with a medium behind it then
+    /// counts the page as dirty.
     fn page(&self, index: u64, write: bool) -> Result<Page, PagerError>;
+    /// Asked under the address space's lock before what [`Pager::page`] gave is entered into the page
+    /// table. False: it is out of date, as the file lost the page meanwhile or writeback has cleaned it;
+    /// the address space asks again. Never sleeps.
+    fn confirm(&self, _index: u64, _page: &Page, _write: bool) -> bool {
+        true
+    }
+    /// Whose pages these are. Does not change; takes no lock.
+    fn object(&self) -> ObjectId;
+    /// Puts the dirty pages of the range on the medium (msync with MS_SYNC). Sleeps.
+    fn sync(&self, _pages: Range<u64>) -> Result<(), PagerError> {
+        Ok(())
+    }
     /// A page only if it is in memory already; for fault-around. Never sleeps.
     fn page_if_cached(&self, index: u64) -> Option<Page>;
     /// As [`Pager::page_if_cached`] for the pages from `first` on, into `out`, whose places are `None`.
@@ -147,9 +178,17 @@ pub trait AddressSpace: Sync {
     /// Calls `each` with the owner's mappings in address order. `each` must not call back.
     fn regions(&self, owner: ProgramId, each: &mut dyn FnMut(&Region));
     fn footprint(&self, owner: ProgramId) -> Footprint;
-    /// A file ([`Pager::identity`]) lost its pages from `first_page` on: whoever mapped them, shared or
-    /// copied, gets SIGBUS at the next touch. The file must give [`PagerError::BeyondEnd`] already.
-    fn file_shrunk(&self, identity: (u32, u32, u64), first_page: u64);
+    /// A file lost pages: no mapping shows them any more, and the next touch asks the pager again. The
+    /// file must give [`PagerError::BeyondEnd`], or new pages, already. With `copies` (truncation) private
+    /// copies go as well.
+    fn file_lost(&self, object: ObjectId, pages: Range<u64>, copies: bool);
+    /// No mapping may write these pages of a file without a new fault. When it returns, every write
+    /// that was made without one is in memory for whoever reads the pages: writeback can begin.
+    fn write_protect(&self, object: ObjectId, pages: Range<u64>);
+    /// Takes those pages of a file out of the page table that are not in use: page `first + n` for each
+    /// bit n of `pages`. Which were used since the last call is forgotten, and they stay, unless `force`.
+    /// The result are the pages that were taken from some mapping. Takes no memory.
+    fn unmap_unused(&self, object: ObjectId, first: u64, pages: u64, force: bool) -> u64;
     /// Unmaps everything of a program that has ended.
     fn release(&self, owner: ProgramId);
 }

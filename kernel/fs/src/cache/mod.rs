@@ -5,15 +5,21 @@
 //! tasks that miss the same page wait for the one read. tmpfs keeps its only copy in it. Pages are
 //! handed out as counted references: they are copied from, and mapped, without another copy.
 //!
+//! A file with a writable medium marks pages dirty ([`writeback`]); dirty ones stay until they are
+//! written.
+//!
 //! # Locking
 //! `slots` is a leaf spin lock: pages are allocated, read and freed outside it.
+mod dirty;
 mod reclaim;
+pub mod writeback;
 
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use core::ops::Range;
 
 use rt::{
     page::{PAGE_SIZE, Page},
+    space::ObjectId,
     sync::{SpinLock, WaitQueue},
     task::ParkMode,
 };
@@ -67,13 +73,34 @@ enum Slot {
     },
 }
 
-type Chunk = Box<[Slot; CHUNK as usize]>;
+struct Chunk {
+    slots: [Slot; CHUNK as usize],
+    /// A bit for each page that the medium does not have yet.
+    dirty: u64,
+    /// A bit for each page that is on its way to the medium; it may be dirty again.
+    writing: u64,
+}
+
+impl Chunk {
+    fn new() -> Box<Self> {
+        Box::new(Self { slots: [const { Slot::Empty }; CHUNK as usize], dirty: 0, writing: 0 })
+    }
+
+    /// Nothing in it is anybody's.
+    fn is_empty(&self) -> bool {
+        (self.dirty | self.writing) == 0 && self.slots.iter().all(|slot| matches!(slot, Slot::Empty))
+    }
+}
 
 #[derive(Default)]
 struct Slots {
-    chunks: BTreeMap<u64, Chunk>,
+    chunks: BTreeMap<u64, Box<Chunk>>,
     /// Pages that are `Ready`.
     ready: u64,
+    /// Pages that are dirty or being written.
+    unwritten: u64,
+    /// Chunk at which the reclaimer goes on.
+    hand: u64,
     /// Where the last window ended, and how long it was: a miss there is a sequential reader's.
     window_end: u64,
     window_len: u64,
@@ -83,17 +110,16 @@ struct Slots {
 
 impl Slots {
     fn get(&self, index: u64) -> Option<&Slot> {
-        self.chunks.get(&(index / CHUNK)).map(|chunk| &chunk[(index % CHUNK) as usize])
+        self.chunks.get(&(index / CHUNK)).map(|chunk| &chunk.slots[(index % CHUNK) as usize])
     }
 
     fn get_mut(&mut self, index: u64) -> Option<&mut Slot> {
-        self.chunks.get_mut(&(index / CHUNK)).map(|chunk| &mut chunk[(index % CHUNK) as usize])
+        self.chunks.get_mut(&(index / CHUNK)).map(|chunk| &mut chunk.slots[(index % CHUNK) as usize])
     }
 
     fn get_or_new(&mut self, index: u64) -> &mut Slot {
-        let chunk = self.chunks.entry(index / CHUNK);
-        let chunk = chunk.or_insert_with(|| Box::new([const { Slot::Empty }; CHUNK as usize]));
-        &mut chunk[(index % CHUNK) as usize]
+        let chunk = self.chunks.entry(index / CHUNK).or_insert_with(Chunk::new);
+        &mut chunk.slots[(index % CHUNK) as usize]
     }
 
     fn is_empty_at(&self, index: u64) -> bool {
@@ -133,12 +159,26 @@ pub struct FilePages {
     slots: SpinLock<Slots>,
     /// Woken when pages stop being `Loading`.
     loaded: WaitQueue,
+    /// Woken when pages stop being written.
+    written: WaitQueue,
+    object: ObjectId,
 }
 
 impl FilePages {
     pub fn new() -> Arc<Self> {
         let slots = SpinLock::new(Slots::default());
-        Arc::new(Self { slots, loaded: WaitQueue::new() })
+        let object = ObjectId::unique();
+        Arc::new(Self { slots, loaded: WaitQueue::new(), written: WaitQueue::new(), object })
+    }
+
+    /// What mappings of these pages name.
+    pub fn object(&self) -> ObjectId {
+        self.object
+    }
+
+    /// True if this is the page at `index` now. Never sleeps.
+    pub fn holds(&self, index: u64, page: &Page) -> bool {
+        matches!(self.slots.lock().get(index), Some(Slot::Ready { page: now, .. }) if now == page)
     }
 
     /// The page if it is in memory. Never sleeps.
@@ -186,14 +226,19 @@ impl FilePages {
                 }
             };
             match window {
-                Some(window) => return self.load(index, window, source),
+                Some(window) => {
+                    if let Some(page) = self.load(index, window, source)? {
+                        return Ok(page);
+                    }
+                }
                 None => self.wait_loaded(index),
             }
         }
     }
 
-    /// Reads a window whose slots this task has marked `Loading`.
-    fn load(self: &Arc<Self>, index: u64, window: Range<u64>, source: &dyn PageSource) -> FsResult<Page> {
+    /// Reads a window whose slots this task has marked `Loading`. None: a page that was written meanwhile
+    /// has taken the place of the one that was read.
+    fn load(self: &Arc<Self>, index: u64, window: Range<u64>, source: &dyn PageSource) -> FsResult<Option<Page>> {
         let mut marked = Marked { file: self, range: window.clone() };
         let mut pages = Vec::with_capacity((window.end - window.start) as usize);
         for at in window.clone() {
@@ -205,7 +250,7 @@ impl FilePages {
             }
         }
         source.load(window.start, &pages)?;
-        let wanted = pages[(index - window.start) as usize].clone();
+        let mut wanted = Some(pages[(index - window.start) as usize].clone());
         let mut overtaken = Vec::new();
         let register = {
             let mut slots = self.slots.lock();
@@ -215,7 +260,10 @@ impl FilePages {
                         *slot = Slot::Ready { page, used: at == index };
                         slots.ready += 1;
                     }
-                    _ => overtaken.push(page),
+                    _ => {
+                        wanted.take_if(|_| at == index);
+                        overtaken.push(page);
+                    }
                 }
                 marked.range.start = at + 1;
             }
@@ -245,8 +293,13 @@ impl FilePages {
             drop(slots);
             return (other, false);
         }
+        let overtakes = matches!(slot, Slot::Loading);
         *slot = Slot::Ready { page: page.clone(), used: true };
         slots.ready += 1;
+        drop(slots);
+        if overtakes {
+            self.loaded.wake_all();
+        }
         (page, true)
     }
 
@@ -256,15 +309,18 @@ impl FilePages {
         {
             let mut slots = self.slots.lock();
             let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
+            let mut clean = 0;
             for (&number, chunk) in slots.chunks.range_mut(chunks) {
-                for (at, slot) in (number * CHUNK..).zip(chunk.iter_mut()) {
+                for (at, slot) in (number * CHUNK..).zip(chunk.slots.iter_mut()) {
                     if range.contains(&at) && matches!(slot, Slot::Ready { .. }) {
                         gone.push(core::mem::replace(slot, Slot::Empty));
+                        clean += dirty::forget(&mut chunk.dirty, chunk.writing, at);
                     }
                 }
             }
             slots.ready -= gone.len() as u64;
-            slots.chunks.retain(|_, chunk| chunk.iter().any(|slot| !matches!(slot, Slot::Empty)));
+            slots.unwritten -= clean;
+            slots.chunks.retain(|_, chunk| !chunk.is_empty());
         }
         gone.len() as u64
     }
@@ -274,7 +330,7 @@ impl FilePages {
         let slots = self.slots.lock();
         slots.chunks.range(index / CHUNK..).find_map(|(&number, chunk)| {
             let cached = |(_, slot): &(u64, &Slot)| matches!(slot, Slot::Ready { .. });
-            (number * CHUNK..).zip(chunk.iter()).filter(cached).map(|(at, _)| at).find(|&at| at >= index)
+            (number * CHUNK..).zip(chunk.slots.iter()).filter(cached).map(|(at, _)| at).find(|&at| at >= index)
         })
     }
 
@@ -347,12 +403,17 @@ pub fn zero_in_page(page: &Page, range: Range<usize>) {
 /// A new page with the content of another.
 pub fn copy_page(page: &Page) -> FsResult<Page> {
     let copy = Page::alloc()?;
+    copy_into(page, &copy);
+    Ok(copy)
+}
+
+/// Copies a page's content into another.
+pub fn copy_into(from: &Page, to: &Page) {
     let mut bytes = [0; 512];
     for at in (0..PAGE_SIZE).step_by(bytes.len()) {
-        page.read(at, &mut bytes);
-        copy.write(at, &bytes);
+        from.read(at, &mut bytes);
+        to.write(at, &bytes);
     }
-    Ok(copy)
 }
 
 /// The index behind the last page of a file of that size.

@@ -12,7 +12,8 @@ use core::{
 
 use rt::{
     page::{PAGE_SIZE, Page},
-    space::Pager,
+    rt,
+    space::{ObjectId, Pager},
     sync::Mutex,
 };
 
@@ -66,6 +67,11 @@ impl Content {
 
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
+    }
+
+    /// Pages of the lower file and own ones are mapped through the same mappings: one object.
+    pub fn object(&self) -> ObjectId {
+        self.lower.as_ref().map_or_else(|| self.pages.object(), |lower| lower.pager.object())
     }
 
     /// Pages in memory that are the file's own.
@@ -176,6 +182,12 @@ impl Content {
         }
     }
 
+    /// False: a page that [`Content::page`] gave has been dropped since. Of a lower file's pages that an
+    /// own one has taken the place of, mappings may go on showing them, as with overlayfs.
+    pub fn still_shows(&self, index: u64, page: &Page) -> bool {
+        self.lower.is_some() || self.pages.holds(index, page)
+    }
+
     /// As [`Content::page`], without sleeping.
     pub fn page_in_memory(&self, index: u64) -> Option<Page> {
         let own = if self.has_own.load(Ordering::Acquire) { self.pages.cached(index) } else { None };
@@ -246,6 +258,7 @@ impl Content {
             if covers(index) {
                 // From here on, up to the last whole page, no lower page shows.
                 self.drop_pages(index..whole.end);
+                rt().address_space().file_lost(self.object(), index..whole.end, false);
                 index = whole.end;
                 continue;
             }

@@ -10,12 +10,13 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use rt::{
     page::{PAGE_SIZE, Page},
     rt,
-    space::{Pager, PagerError},
+    space::{ObjectId, Pager, PagerError},
     sync::SpinLock,
 };
 
 use super::{Shared, content::Content, directory::Directory};
 use crate::{
+    block,
     cache::pages_of,
     devices,
     error::{FsError, FsResult},
@@ -362,6 +363,7 @@ impl Inode for Node {
             Body::File(_) => Ok(self),
             Body::Fifo(pipe) => pipe.clone().open_fifo(flags),
             Body::Other if self.kind == FileKind::CharDevice => devices::open(self.rdev, flags),
+            Body::Other if self.kind == FileKind::BlockDevice => block::open(self.rdev, flags),
             Body::Other => Err(FsError::NoPeer),
             Body::Directory(_) | Body::Symlink(_) => Ok(Arc::new(NoContent(self.kind))),
         }
@@ -373,7 +375,7 @@ impl Inode for Node {
         let shrinks = size < content.size();
         content.truncate(size)?;
         if shrinks {
-            rt().address_space().file_shrunk(Pager::identity(self), size.div_ceil(PAGE_SIZE as u64));
+            rt().address_space().file_lost(content.object(), pages_of(size)..u64::MAX, true);
         }
         self.touch();
         Ok(())
@@ -444,6 +446,15 @@ impl Pager for Node {
         let Ok(content) = self.content() else { return };
         let within = pages_of(content.size()).saturating_sub(first).min(out.len() as u64);
         content.pages_in_memory(first, &mut out[..within as usize]);
+    }
+
+    fn confirm(&self, index: u64, page: &Page, _write: bool) -> bool {
+        self.content().is_ok_and(|content| index < pages_of(content.size()) && content.still_shows(index, page))
+    }
+
+    fn object(&self) -> ObjectId {
+        // Only regular files have a pager.
+        self.content().map_or(ObjectId(0), Content::object)
     }
 
     fn path(&self) -> String {

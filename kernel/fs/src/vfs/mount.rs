@@ -16,6 +16,7 @@ use rt::sync::{Mutex, SpinLock};
 
 use super::{dentry::Dentry, location::Location};
 use crate::{
+    cache::writeback,
     error::{FsError, FsResult},
     inode::{FileKind, FileSystem, FileSystemStatus, Inode},
 };
@@ -177,8 +178,9 @@ impl Vfs {
         mounts.iter().map(info).collect()
     }
 
-    /// sync(2): every file system.
+    /// sync(2): every file system and device. What a device fails at, its open files' fsync reports.
     pub fn sync(&self) -> FsResult<()> {
+        writeback::sync_all();
         let mounts = self.mounts.lock().clone();
         mounts.iter().try_for_each(|mount| mount.file_system.sync())
     }

@@ -24,6 +24,13 @@ impl Backing for Source {
     fn continues(&self, previous: &Self, previous_pages: u64) -> bool {
         *self == previous.advanced(previous_pages)
     }
+
+    fn object(&self) -> Option<(u64, u64)> {
+        match *self {
+            Self::Anonymous => None,
+            Self::File(id, first) => Some((id.into(), first)),
+        }
+    }
 }
 
 fn vma(first_page: u64, pages: u64, owner: u32, prot: u8, backing: Source) -> Vma<Source> {
@@ -80,6 +87,25 @@ fn assert_same(tree: &VmaTree<Source>, model: &Model) {
         assert_eq!(tree.owned_bytes(owner), expected);
         assert_eq!(tree.owned(owner).map(Vma::len).sum::<u64>(), expected);
     }
+    for object in 1..3 {
+        for first in (0..SPAN + 12).step_by(5) {
+            assert_mappings(tree, object, first..first + 3);
+        }
+    }
+}
+
+/// The interval trees give what a scan of all VMAs gives.
+fn assert_mappings(tree: &VmaTree<Source>, object: u64, pages: Range<u64>) {
+    let shows = |area: &&Vma<Source>| {
+        area.backing
+            .object()
+            .is_some_and(|(other, first)| other == object && first < pages.end && first + area.pages() > pages.start)
+    };
+    let expected: Vec<u64> = tree.iter().filter(shows).map(|area| area.start).collect();
+    let mut found = Vec::new();
+    tree.each_mapping(object, pages.clone(), |area| found.push(area.start));
+    found.sort_unstable();
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -106,7 +132,12 @@ fn step(random: &mut Stream, tree: &mut VmaTree<Source>, model: &mut Model) {
     let (start, end) = (first * PAGE, last * PAGE);
     match random.below(6) {
         0 | 1 => {
-            let backing = if random.below(2) == 0 { Source::Anonymous } else { Source::File(1, first) };
+            let backing = match random.below(4) {
+                0 | 1 => Source::Anonymous,
+                2 => Source::File(1, first),
+                // Several mappings of the same pages.
+                _ => Source::File(2, first % 16),
+            };
             let free = (first..last).all(|p| !model.pages.contains_key(&p));
             assert_eq!(tree.is_free(start, end), free);
             assert_eq!(tree.insert(vma(first, pages, owner, prot, backing)).is_ok(), free);

@@ -81,6 +81,11 @@ pub fn first_disk() -> Option<Arc<dyn BlockDevice>> {
     DISKS.get()?.first().cloned()
 }
 
+/// All disks, in the order in which they were found.
+pub fn all_disks() -> &'static [Arc<dyn BlockDevice>] {
+    DISKS.get().map_or(&[], Vec::as_slice)
+}
+
 /// The first network device that was found, if any.
 pub fn first_network() -> Option<Arc<dyn NetDevice>> {
     NETWORKS.get()?.first().cloned()

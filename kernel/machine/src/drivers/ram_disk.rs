@@ -39,6 +39,10 @@ impl BlockDevice for RamDisk {
         Err(BlockError::ReadOnly)
     }
 
+    fn read_only(&self) -> bool {
+        true
+    }
+
     fn flush(&self) -> Result<(), BlockError> {
         Ok(())
     }

@@ -289,6 +289,10 @@ fn reported(failure: Failure) -> BlockError {
 }
 
 impl<T: Transport + Send> BlockDevice for VirtioDisk<T> {
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
     fn sectors(&self) -> u64 {
         self.sectors
     }

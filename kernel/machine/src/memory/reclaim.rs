@@ -1,26 +1,21 @@
 //! Reclaim: getting frames back when none are left.
 //!
-//! The caches above register who gives clean pages back that only the cache holds. When they have none,
-//! file pages that nobody used lately are taken out of the page table ([`space::unmap_cold`]), and the
-//! caches are asked again. Called in task context without spin locks.
+//! The caches above register who gives pages back. They know which pages are clean and unused, take
+//! those that are mapped out of the page table through [`rt::space::AddressSpace::unmap_unused`], and
+//! write dirty ones out. Called in task context without spin locks.
 //!
 //! # Locking
-//! One task reclaims at a time: two would take turns at the hand and at what it brings, and either could
-//! find nothing while the other holds all of it. Who waited meanwhile tries again first.
+//! One task reclaims at a time: two would take turns at what the hand brings, and either could find
+//! nothing while the other holds all of it. Who waited meanwhile tries again first.
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use rt::sync::Mutex;
 use spin::Once;
 
-use super::{heap, space};
+use super::heap;
 
 /// Pages asked of the caches at a time.
 const PAGES: usize = 64;
-/// Pages taken out of the page table before the caches are asked again.
-const UNMAP: usize = 256;
-/// Rounds of the hand without a page: the first may only have taken accessed bits away, and mappings
-/// of one page may lie on both sides of where the hand began.
-const ROUNDS: usize = 3;
 
 type Reclaimer = fn(usize) -> usize;
 
@@ -46,18 +41,7 @@ pub fn add_reclaimer(reclaimer: Reclaimer) {
 pub fn reclaim() -> bool {
     let freed_before = FREED.load(Ordering::Relaxed);
     let _one_at_a_time = RECLAIMING.lock();
-    if FREED.load(Ordering::Relaxed) != freed_before || ask_caches() {
-        return true;
-    }
-    let mut rounds = 0;
-    while rounds < ROUNDS {
-        let swept = space::unmap_cold(UNMAP);
-        if swept.unmapped > 0 && ask_caches() {
-            return true;
-        }
-        rounds += usize::from(swept.wrapped);
-    }
-    false
+    FREED.load(Ordering::Relaxed) != freed_before || ask_caches()
 }
 
 fn ask_caches() -> bool {

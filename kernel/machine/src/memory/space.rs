@@ -3,7 +3,8 @@
 //! A page-table entry that holds a page owns one reference to it. Three kinds occur, told by bits
 //! that the CPU ignores:
 //! - [`PRIVATE`]: the mapping's own page (anonymous, or copied on write); writable as the VMA says.
-//! - otherwise a page of a file's cache; writable only in a shared mapping.
+//! - otherwise a page of a file's cache; writable only in a shared mapping, and from a write fault on,
+//!   which the file's pager heard of, until writeback protects it again ([`reverse`]).
 //! - not present but not 0 ([`entries::HELD`]): the page is kept while the VMA allows no access.
 //!
 //! # Locking
@@ -12,14 +13,17 @@
 //! nothing changed. TLB shootdown happens under it, with interrupts on; a page is released only after
 //! the shootdown.
 use alloc::{string::String, sync::Arc};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use logic::vma::{Backing, Vma, VmaFlags, VmaTree};
 use rt::{
     page::{Page, PageId},
     space::{
-        AddressSpace, FileMapping, Footprint, MapRequest, Pager, PagerError, Placement, ProgramId, Prot, Region,
-        SpaceError,
+        AddressSpace, FileMapping, Footprint, MapRequest, ObjectId, Pager, PagerError, Placement, ProgramId, Prot,
+        Region, SpaceError,
     },
     sync::SpinLock,
 };
@@ -30,11 +34,9 @@ use super::{
     reclaim,
 };
 
-mod cold;
 mod entries;
 mod huge;
-
-pub use cold::unmap_cold;
+mod reverse;
 
 use entries::{PRIVATE, Use};
 
@@ -71,6 +73,13 @@ impl Backing for Source {
                 Arc::ptr_eq(&next.pager, &file.pager) && next.first_page == file.first_page + previous_pages
             }
             _ => false,
+        }
+    }
+
+    fn object(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Anonymous => None,
+            Self::File(file) => Some((file.pager.object().0, file.first_page)),
         }
     }
 }
@@ -222,10 +231,14 @@ impl Space {
             Leaf::Small(entry) if entries::read(entry) == 0 => entry,
             _ => return entries::resolve_present(vma, address, leaf, access),
         };
+        let writes = needs.shared && access == Access::Write;
+        // Truncation and writeback, which change what may be mapped, come through this lock after that.
+        if !needs.pager.confirm(needs.index, &page, writes) {
+            return Ok(false);
+        }
         match copy {
             Some(copy) => entries::fill(entry, copy, vma.prot, PRIVATE, Use::Now),
             None => {
-                let writes = needs.shared && access == Access::Write;
                 let prot = if writes { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
                 entries::fill(entry, page, prot, 0, Use::Now);
                 map_around(vma, address, entry, needs);
@@ -526,18 +539,16 @@ impl AddressSpace for Space {
         Footprint { mapped_bytes: tree.owned_bytes(owner.0), resident_bytes: resident * PAGE }
     }
 
-    fn file_shrunk(&self, identity: (u32, u32, u64), first_page: u64) {
-        // A walk over all mappings: truncation below a mapping is rare. An interval tree per file
-        // belongs here once it is not.
-        let tree = self.vmas.lock();
-        for vma in tree.iter() {
-            if let Source::File(file) = &vma.backing
-                && file.pager.identity() == identity
-            {
-                let from = vma.start + first_page.saturating_sub(file.first_page).min(vma.pages()) * PAGE;
-                entries::clear(from, vma.end);
-            }
-        }
+    fn file_lost(&self, object: ObjectId, pages: Range<u64>, copies: bool) {
+        reverse::clear(&self.vmas.lock(), object, pages, copies);
+    }
+
+    fn write_protect(&self, object: ObjectId, pages: Range<u64>) {
+        reverse::write_protect(&self.vmas.lock(), object, pages);
+    }
+
+    fn unmap_unused(&self, object: ObjectId, first: u64, pages: u64, force: bool) -> u64 {
+        reverse::unmap_unused(&self.vmas.lock(), object, first, pages, force)
     }
 
     fn release(&self, owner: ProgramId) {

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use rt::{
     page::Page,
     rt,
-    space::{AddressSpace as _, FileMapping, Pager, PagerError, Placement, ProgramId, Prot, SpaceError},
+    space::{AddressSpace as _, FileMapping, ObjectId, Pager, PagerError, Placement, ProgramId, Prot, SpaceError},
     sync::SpinLock,
     user::BadAddress,
 };
@@ -52,6 +52,8 @@ impl Drop for Ballast {
     }
 }
 
+const NUMBERED: ObjectId = ObjectId(u64::MAX);
+
 /// A file without a device: each page begins with its index.
 struct NumberedFile(SpinLock<Vec<Option<Page>>>);
 
@@ -80,6 +82,10 @@ impl Pager for NumberedFile {
         self.cached(index)
     }
 
+    fn object(&self) -> ObjectId {
+        NUMBERED
+    }
+
     fn path(&self) -> String {
         String::from("/numbered")
     }
@@ -89,9 +95,25 @@ impl Pager for NumberedFile {
     }
 }
 
-/// What a file system's cache does: gives pages back that nobody else has.
+/// What a file system's cache does: gives pages back that nobody else has, and if there are none takes
+/// them from those that did not use them lately.
 fn give_back(wanted: usize) -> usize {
     let Some(file) = FILE.lock().clone() else { return 0 };
+    let mut freed = 0;
+    for round in 0..3 {
+        freed += give_unmapped(&file, wanted);
+        if freed > 0 {
+            break;
+        }
+        let chunks = file.0.lock().len() as u64 / 64;
+        for chunk in 0..chunks {
+            SPACE.unmap_unused(NUMBERED, chunk * 64, u64::MAX, round == 2);
+        }
+    }
+    freed
+}
+
+fn give_unmapped(file: &NumberedFile, wanted: usize) -> usize {
     let mut given = Vec::with_capacity(wanted);
     let mut pages = file.0.lock();
     for place in pages.iter_mut().filter(|place| place.as_ref().is_some_and(|page| page.refcount() == 1)) {

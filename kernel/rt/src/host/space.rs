@@ -1,6 +1,7 @@
 //! A fake address space: mappings in a list, pages in a map, faulted in at the first copy.
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Mutex, MutexGuard},
 };
 
@@ -8,7 +9,8 @@ use super::tasks::assert_may_sleep;
 use crate::{
     page::{PAGE_SIZE, Page},
     space::{
-        AddressSpace, FileMapping, Footprint, MapRequest, PagerError, Placement, ProgramId, Prot, Region, SpaceError,
+        AddressSpace, FileMapping, Footprint, MapRequest, ObjectId, PagerError, Placement, ProgramId, Prot, Region,
+        SpaceError,
     },
     user::{BadAddress, UserMemory},
 };
@@ -96,6 +98,21 @@ impl Inner {
         self.pages.extract_if(|&at, _| start <= at && at < end).map(|(_, page)| page).collect()
     }
 
+    /// (page of the file, address) of what mappings show of these pages of an object and is in memory.
+    /// Private copies only if `copies`.
+    fn showing(&self, object: ObjectId, pages: Range<u64>, copies: bool) -> Vec<(u64, u64)> {
+        let is_there =
+            |shared: bool, at: &u64| self.pages.get(at).is_some_and(|(_, writable)| copies || shared || !writable);
+        let mut found = Vec::new();
+        for mapping in &self.mappings {
+            let Some(file) = mapping.file.as_ref().filter(|file| file.pager.object() == object) else { continue };
+            let addresses = (mapping.start..mapping.end).step_by(PAGE_SIZE);
+            let shown = (file.first_page..).zip(addresses);
+            found.extend(shown.filter(|(index, at)| pages.contains(index) && is_there(mapping.shared, at)));
+        }
+        found
+    }
+
     fn covers(&self, start: u64, end: u64) -> bool {
         let mut at = start;
         for mapping in &self.mappings {
@@ -155,10 +172,10 @@ impl HostSpace {
             mapping
         };
         // The pager may read a device: not under the lock.
+        let index = mapping.file.as_ref().map_or(0, |file| file.first_page + (base - mapping.start) / PAGE);
         let page = match &mapping.file {
             None => Page::alloc_zeroed()?,
             Some(file) => {
-                let index = file.first_page + (base - mapping.start) / PAGE;
                 let page = file.pager.page(index, write && mapping.shared).map_err(|error| match error {
                     PagerError::OutOfFrames => SpaceError::NoMemory,
                     PagerError::BeyondEnd | PagerError::Io => SpaceError::NotMapped,
@@ -167,6 +184,12 @@ impl HostSpace {
             }
         };
         let mut inner = self.inner();
+        if let Some(file) = &mapping.file
+            && !file.pager.confirm(index, &page, write && mapping.shared)
+        {
+            drop(inner);
+            return self.fault(address, write);
+        }
         // Another thread may have been faster, which matters for anonymous pages.
         if let Some((other, writable)) = inner.pages.get(&base)
             && (*writable || !write)
@@ -190,8 +213,15 @@ impl HostSpace {
             let at = address.checked_add(done as u64).ok_or(BadAddress)?;
             let offset = (at % PAGE) as usize;
             let now = (len - done).min(PAGE_SIZE - offset);
-            let page = self.fault(at, write).map_err(|_| BadAddress)?;
-            each(&page, offset, done..done + now);
+            loop {
+                let page = self.fault(at, write).map_err(|_| BadAddress)?;
+                // Under the lock, as a CPU's access is either before its right was taken away or faults.
+                let inner = self.inner();
+                if inner.pages.get(&(at - at % PAGE)).is_some_and(|entry| entry.0 == page && (entry.1 || !write)) {
+                    each(&page, offset, done..done + now);
+                    break;
+                }
+            }
             done += now;
         }
         Ok(())
@@ -323,19 +353,38 @@ impl AddressSpace for HostSpace {
         }
     }
 
-    fn file_shrunk(&self, identity: (u32, u32, u64), first_page: u64) {
+    fn file_lost(&self, object: ObjectId, pages: Range<u64>, copies: bool) {
         let mut inner = self.inner();
-        let gone: Vec<_> = inner
-            .mappings
-            .iter()
-            .filter_map(|m| {
-                let file = m.file.as_ref().filter(|file| file.pager.identity() == identity)?;
-                let from = m.start + first_page.saturating_sub(file.first_page) * PAGE_SIZE as u64;
-                (from < m.end).then_some((from, m.end))
-            })
-            .collect();
-        let pages: Vec<_> = gone.into_iter().flat_map(|(start, end)| inner.drop_pages(start, end)).collect();
+        let gone = inner.showing(object, pages, copies);
+        let pages: Vec<_> = gone.iter().filter_map(|(_, at)| inner.pages.remove(at)).collect();
         drop((inner, pages));
+    }
+
+    fn write_protect(&self, object: ObjectId, pages: Range<u64>) {
+        let mut inner = self.inner();
+        for (_, at) in inner.showing(object, pages, false) {
+            if let Some((_, writable)) = inner.pages.get_mut(&at) {
+                *writable = false;
+            }
+        }
+    }
+
+    /// There is no accessed bit: every page counts as unused.
+    fn unmap_unused(&self, object: ObjectId, first: u64, pages: u64, _force: bool) -> u64 {
+        let mut inner = self.inner();
+        let mut taken = 0;
+        let mut gone = Vec::new();
+        for (index, at) in inner.showing(object, first..first + 64, false) {
+            let bit = 1 << (index - first);
+            if pages & bit != 0
+                && let Some(page) = inner.pages.remove(&at)
+            {
+                taken |= bit;
+                gone.push(page);
+            }
+        }
+        drop((inner, gone));
+        taken
     }
 
     fn release(&self, owner: ProgramId) {

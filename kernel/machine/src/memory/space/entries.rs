@@ -81,6 +81,11 @@ pub fn forget_access(entry: *mut u64) {
     atomic(entry).fetch_and(!ACCESSED, Ordering::AcqRel);
 }
 
+/// Takes the right to write away; the caller flushes.
+pub fn forbid_writing(entry: *mut u64) {
+    atomic(entry).fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel);
+}
+
 /// Calls `each(address, entry, bytes)` for each entry of the range, empty ones too. A huge page that
 /// lies partly outside is split first.
 fn visit(start: u64, end: u64, mut each: impl FnMut(u64, *mut u64, u64)) {
