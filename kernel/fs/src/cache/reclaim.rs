@@ -93,7 +93,7 @@ fn next_file() -> Option<Arc<FilePages>> {
 
 impl FilePages {
     /// One turn of the file's own hand, at most.
-    fn give_back(&self, wanted: usize, force: bool) -> usize {
+    pub(crate) fn give_back(&self, wanted: usize, force: bool) -> usize {
         let start = core::mem::take(&mut self.slots.lock().hand);
         let mut freed = 0;
         let mut from = Some(start);
