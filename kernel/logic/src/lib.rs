@@ -15,6 +15,7 @@ pub mod elf;
 pub mod erofs;
 pub mod fd_table;
 pub mod futex;
+pub mod idle_poll;
 pub mod mail_stack;
 pub mod park_word;
 pub mod path;

@@ -19,13 +19,14 @@ impl<V: Copy + PartialEq, A: AtomicCell<V>> MailStack<V, A> {
         Self { head, items: PhantomData }
     }
 
-    /// Pushes an item, and gives what was on top.
+    /// Pushes an item, and gives what was on top. Sequentially consistent with [`MailStack::top`], for
+    /// protocols that decide by it whether the receiver has to be told ([`crate::idle_poll`]).
     #[inline]
     pub fn push(&self, item: V, link: impl Fn(V, V)) -> V {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             link(item, head);
-            match self.head.compare_exchange(head, item, Ordering::Release, Ordering::Relaxed) {
+            match self.head.compare_exchange(head, item, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return head,
                 Err(now) => head = now,
             }
@@ -35,7 +36,7 @@ impl<V: Copy + PartialEq, A: AtomicCell<V>> MailStack<V, A> {
     /// The item on top.
     #[inline]
     pub fn top(&self) -> V {
-        self.head.load(Ordering::Acquire)
+        self.head.load(Ordering::SeqCst)
     }
 
     /// Takes the whole chain, newest first.

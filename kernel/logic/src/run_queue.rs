@@ -142,6 +142,11 @@ impl<T> RunQueue<T> {
         vruntime.saturating_add(WAKE_GRANULARITY_NS) < running_vruntime
     }
 
+    /// Whether one of those waiting is `wanted`.
+    pub fn any(&self, mut wanted: impl FnMut(&T) -> bool) -> bool {
+        self.waiting.iter().any(|waiting| wanted(&waiting.item))
+    }
+
     /// Takes the entity furthest behind that `allowed` accepts, for another CPU.
     pub fn steal(&mut self, mut allowed: impl FnMut(&T) -> bool) -> Option<(u64, T)> {
         // `max`: the order is that of the heap, in which the one furthest behind is the greatest.
@@ -201,6 +206,7 @@ mod tests {
         let mut queue = RunQueue::new();
         queue.push(1, 'a');
         queue.push(2, 'b');
+        assert!(queue.any(|&item| item == 'b') && !queue.any(|&item| item == 'c'));
         assert_eq!(queue.steal(|&item| item == 'b'), Some((2, 'b')));
         assert_eq!(queue.steal(|&item| item == 'b'), None);
         assert_eq!(queue.len(), 1);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use logic::{
     atomic::AtomicCell,
+    idle_poll::Polling,
     mail_stack::MailStack,
     park_word::{Ended, Ends, ParkWord},
 };
@@ -245,6 +246,70 @@ fn all_mail_arrives_and_what_is_left_has_an_interrupt() {
             got += mail.receive();
         }
         assert_eq!((got, mail.stack.top()), (3, 0));
+    });
+}
+
+/// A CPU that polls and then halts, as `machine::tasks::idle` has it, and those who send it mail.
+struct IdleCpu {
+    stack: MailStack<usize, Cell>,
+    next: [Cell; 3],
+    polling: Polling<Cell>,
+    interrupt: Notify,
+    interrupts: Cell,
+}
+
+impl IdleCpu {
+    fn post(&self, item: usize) {
+        let top = self.stack.push(item, |item, next| self.next[item].0.store(next, Ordering::Relaxed));
+        if top == 0 && self.polling.must_interrupt() {
+            self.interrupts.0.fetch_add(1, Ordering::AcqRel);
+            self.interrupt.notify();
+        }
+    }
+
+    fn receive(&self) -> usize {
+        let (mut item, mut count) = (self.stack.take_all(0), 0);
+        while item != 0 {
+            item = self.next[item].0.load(Ordering::Relaxed);
+            count += 1;
+        }
+        count
+    }
+
+    /// Idle until there is mail: polls once, halts after that. An interrupt that comes before the halt
+    /// ends it, since both happen with interrupts off.
+    fn wait(&self) {
+        self.polling.begin();
+        let found = self.stack.top() != 0;
+        self.polling.end();
+        if found || self.stack.top() != 0 {
+            return;
+        }
+        while self.interrupts.get() == 0 {
+            self.interrupt.wait();
+        }
+        self.interrupts.set(0);
+    }
+}
+
+/// With a lost wake-up the CPU would halt for ever: `loom` reports that as a deadlock.
+#[test]
+fn mail_reaches_a_cpu_that_polls_and_one_that_halts() {
+    check(3, || {
+        let cpu = Arc::new(IdleCpu {
+            stack: MailStack::new(Cell::new(0)),
+            next: std::array::from_fn(|_| Cell::new(0)),
+            polling: Polling::new(Cell::new(0)),
+            interrupt: Notify::new(),
+            interrupts: Cell::new(0),
+        });
+        let posts = [with(&cpu, |cpu| cpu.post(1)), with(&cpu, |cpu| cpu.post(2))];
+        let mut got = 0;
+        while got < 2 {
+            cpu.wait();
+            got += cpu.receive();
+        }
+        posts.into_iter().for_each(|post| post.join().unwrap());
     });
 }
 

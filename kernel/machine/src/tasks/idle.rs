@@ -1,18 +1,29 @@
-//! What a CPU does when nothing is runnable: takes work from others, zeroes frames ahead, halts.
+//! What a CPU does when nothing is runnable: takes work from others, zeroes frames ahead, polls, halts.
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU8, Ordering};
 
+use logic::{
+    idle_poll::{GAP_NS, PollWindow, Polled, Polling},
+    run_queue::RunQueue,
+};
 use x86_64::instructions::interrupts;
 
 use super::{
     Task,
-    scheduler::{MAILBOXES, QUEUES, enqueue, switch_away},
+    scheduler::{MAILBOXES, QUEUES, enqueue, switch_away, tell},
 };
 use crate::{
-    cpu::percpu::{self, this_cpu},
+    cpu::percpu::{self, MAX_CPUS, PerCpu, this_cpu},
     memory::{frames, heap, tlb},
     time,
 };
+
+/// QEMU's translator leaves its loop at each pause, under a lock that other CPUs need for their devices,
+/// and gives other CPUs on the same host thread their turn.
+const LOOKS_PER_PAUSE: usize = 16;
+
+/// Which CPUs look at their mailboxes by themselves.
+pub(super) static POLLING: [Polling<AtomicU8>; MAX_CPUS] = [const { Polling::new(AtomicU8::new(0)) }; MAX_CPUS];
 
 /// Makes the calling context the CPU's idle task, on the stack with these bounds.
 pub fn become_idle(stack_low: u64, stack_top: u64) {
@@ -26,38 +37,134 @@ pub fn become_idle(stack_low: u64, stack_top: u64) {
 pub fn idle_loop() -> ! {
     let cpu = this_cpu();
     let index = cpu.index.get() as usize;
+    let mut window = PollWindow::new();
     loop {
         heap::empty_if_unwanted();
         interrupts::disable();
         cpu.idle.store(true, Ordering::SeqCst);
-        let work = !MAILBOXES[index].is_empty() || !QUEUES[index].lock_while_off().is_empty() || steal(index);
-        if work {
+        // Whoever sets this from here on has the loop go round once more.
+        cpu.reschedule.store(false, Ordering::Relaxed);
+        let found = if has_work(index) { Found::Work } else { steal(index) };
+        if found == Found::Work {
             tlb::leave_idle();
             switch_away(true);
             interrupts::enable();
-        } else if !time::is_exact() && frames::zero_ahead() {
+        } else if found == Found::Perhaps || !time::is_exact() && frames::zero_ahead() {
             // Memory for the next faults, a page at a time. Interrupts need an instruction between `sti`
             // and the next `cli` to arrive at.
             interrupts::enable();
             core::hint::spin_loop();
         } else {
-            // `sti` takes effect after the next instruction: a wake-up in between ends the halt.
-            interrupts::enable_and_hlt();
+            wait(cpu, index, &mut window);
         }
     }
 }
 
-/// Takes a waiting task from another CPU into this one's queue.
-fn steal(index: usize) -> bool {
-    let online = percpu::online_count();
-    for victim in (0..online).filter(|&victim| victim != index) {
-        let Some(mut queue) = QUEUES[victim].try_lock() else { continue };
-        let stolen = queue.steal(|task| !task.on_cpu.load(Ordering::Acquire) && task.may_run_on(index));
-        let Some((vruntime, task)) = stolen else { continue };
-        task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
-        drop(queue);
-        enqueue(&mut QUEUES[index].lock_while_off(), task);
-        return true;
+/// Whether something waits in this CPU's queue or is on its way there. Interrupts are off.
+fn has_work(index: usize) -> bool {
+    !MAILBOXES[index].is_empty() || !QUEUES[index].lock_while_off().is_empty()
+}
+
+/// Polls as long as that has paid lately, then halts. Interrupts are off, and on afterwards.
+///
+/// Where it is the only CPU, or has to repeat itself exactly, it only halts: what comes then is an
+/// interrupt, which ends a halt as soon as a poll.
+fn wait(cpu: &PerCpu, index: usize, window: &mut PollWindow) {
+    if time::is_exact() || percpu::online_count() < 2 {
+        return interrupts::enable_and_hlt();
     }
-    false
+    let began = time::now_ns();
+    if window.ns() > 0 {
+        let how = poll(cpu, index, began + window.ns());
+        window.polled(how);
+        if due(cpu, index) {
+            return interrupts::enable();
+        }
+    }
+    // `sti` takes effect after the next instruction: a wake-up in between ends the halt.
+    interrupts::enable_and_hlt();
+    window.woken_from_halt(time::now_ns() - began);
+}
+
+/// Whether there is something to do: mail, or what an interrupt has made runnable.
+fn due(cpu: &PerCpu, index: usize) -> bool {
+    !MAILBOXES[index].is_empty() || cpu.reschedule.load(Ordering::Relaxed)
+}
+
+/// Looks for something to do, interrupts on, until `until_ns`. Interrupts are off, before and after; the
+/// caller looks once more afterwards.
+fn poll(cpu: &PerCpu, index: usize, until_ns: u64) -> Polled {
+    POLLING[index].begin();
+    interrupts::enable();
+    let mut last = time::now_ns();
+    let how = loop {
+        if (0..LOOKS_PER_PAUSE).any(|_| due(cpu, index)) {
+            break Polled::Found;
+        }
+        core::hint::spin_loop();
+        let now = time::now_ns();
+        if now - last > GAP_NS {
+            break Polled::TakenAway;
+        }
+        if now >= until_ns {
+            break Polled::InVain;
+        }
+        last = now;
+    };
+    interrupts::disable();
+    POLLING[index].end();
+    how
+}
+
+/// An idle CPU that could take a task from the calling one's queue.
+pub(super) fn helper(index: usize, queue: &RunQueue<Arc<Task>>) -> Option<usize> {
+    let is_idle = |&other: &usize| percpu::cpu(other).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
+    let others = (0..percpu::online_count()).filter(|&other| other != index);
+    others.filter(is_idle).find(|&other| queue.any(|task| task.may_run_on(other)))
+}
+
+/// Has an idle CPU look for work again. Interrupts are off.
+pub(super) fn offer(target: usize) {
+    if let Some(cpu) = percpu::cpu(target) {
+        cpu.reschedule.store(true, Ordering::Relaxed);
+        tell(target);
+    }
+}
+
+#[derive(PartialEq)]
+enum Found {
+    Work,
+    /// Somebody has that queue now, or the task has not left its CPU yet: to be tried again.
+    Perhaps,
+    Nothing,
+}
+
+/// Takes a waiting task from another CPU into this one's queue. The next CPU first, so that several
+/// thieves do not meet.
+fn steal(index: usize) -> Found {
+    let online = percpu::online_count();
+    let mut found = Found::Nothing;
+    for victim in (1..online).map(|distance| (index + distance) % online) {
+        let Some(mut queue) = QUEUES[victim].try_lock() else {
+            found = Found::Perhaps;
+            continue;
+        };
+        let mut leaving = false;
+        let stolen = queue.steal(|task| {
+            let allowed = task.may_run_on(index);
+            let left = !task.on_cpu.load(Ordering::Acquire);
+            leaving |= allowed && !left;
+            allowed && left
+        });
+        if let Some((vruntime, task)) = stolen {
+            task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
+            drop(queue);
+            enqueue(&mut QUEUES[index].lock_while_off(), task);
+            return Found::Work;
+        }
+        if leaving {
+            found = Found::Perhaps;
+        }
+    }
+    found
 }

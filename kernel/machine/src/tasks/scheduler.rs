@@ -11,7 +11,7 @@
 use alloc::{string::String, sync::Arc};
 use core::{
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use logic::{
@@ -24,6 +24,7 @@ use spin::Once;
 use x86_64::instructions::interrupts;
 
 use super::{
+    idle::{self, POLLING},
     mailbox::Mailbox,
     task::{self, Task},
 };
@@ -52,6 +53,8 @@ pub(super) static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox::new() }; MA
 static NEAREST: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
 /// What each CPU's timer is armed for; `u64::MAX`: nothing.
 static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
+/// A mask was changed that excludes this CPU: see [`mask_changed`].
+static MASKS_CHANGED: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 /// Ended tasks, and who drops them: what hangs on a task may sleep in its end.
 static DEAD: Mailbox = Mailbox::new();
 static REAPER: Once<Arc<Task>> = Once::new();
@@ -104,9 +107,16 @@ pub(super) fn switch_away(requeue: bool) {
             previous.must_move.store(true, Ordering::Relaxed);
         }
     }
-    let next = match queue.pop() {
-        Some((_, task)) => Arc::into_raw(task),
-        None => cpu.idle_task.get(),
+    let next = loop {
+        break match queue.pop() {
+            Some((_, task)) if task.may_run_on(index) => Arc::into_raw(task),
+            Some((vruntime, task)) => {
+                task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
+                let Some(task) = send_away(previous, task) else { continue };
+                Arc::into_raw(task)
+            }
+            None => cpu.idle_task.get(),
+        };
     };
     let others = !queue.is_empty();
     drop(queue);
@@ -198,6 +208,39 @@ fn choose_cpu(task: &Task) -> usize {
         .unwrap_or(last)
 }
 
+/// A task out of the calling CPU's queue whose mask was changed so that it may not run here. Given back
+/// if there is no other CPU for it after all. The queue is locked.
+#[cold]
+fn send_away(previous: &Task, task: Arc<Task>) -> Option<Arc<Task>> {
+    if core::ptr::eq(Arc::as_ptr(&task), previous) {
+        // Its registers are still here: `finish_switch` has the reference from now on.
+        previous.must_move.store(true, Ordering::Relaxed);
+        let _ = Arc::into_raw(task);
+        return None;
+    }
+    let target = choose_cpu(&task);
+    if target == cpu_number() {
+        return Some(task);
+    }
+    post(target, task);
+    None
+}
+
+/// Sends a runnable task to another CPU. Interrupts are off.
+fn post(target: usize, task: Arc<Task>) {
+    if MAILBOXES[target].push(task) && POLLING[target].must_interrupt() {
+        tell(target);
+    }
+}
+
+/// Interrupts another CPU, so that it looks at its mailbox and at what its tasks may do. Interrupts
+/// are off.
+pub(super) fn tell(target: usize) {
+    if let Some(cpu) = percpu::cpu(target) {
+        apic::send_ipi(cpu.apic_id.get(), apic::VECTOR_RESCHEDULE);
+    }
+}
+
 /// Makes a task run soon. Its reference goes to a queue. From any context.
 pub fn make_runnable(task: Arc<Task>) {
     let _off = InterruptsOff::enter();
@@ -205,10 +248,8 @@ pub fn make_runnable(task: Arc<Task>) {
     if target == cpu_number() {
         enqueue(&mut QUEUES[target].lock_while_off(), task);
         rearm(this_cpu(), true);
-    } else if MAILBOXES[target].push(task)
-        && let Some(cpu) = percpu::cpu(target)
-    {
-        apic::send_ipi(cpu.apic_id.get(), apic::VECTOR_RESCHEDULE);
+    } else {
+        post(target, task);
     }
 }
 
@@ -221,6 +262,51 @@ pub fn drain_mailbox() {
         let others = !queue.is_empty();
         drop(queue);
         rearm(this_cpu(), others);
+    }
+    if MASKS_CHANGED[index].load(Ordering::Acquire) {
+        heed_masks(index);
+    }
+}
+
+/// After a task's mask was changed: no CPU goes on with it against the mask, and an idle one gets the
+/// chance to take it.
+///
+/// Every CPU outside the mask is told, since the task may be on its way to any of them. Deviation from
+/// sched_setaffinity(2): one that runs kernel code of the task moves it only when that ends or parks.
+pub fn mask_changed(task: &Task) {
+    let _off = InterruptsOff::enter();
+    let here = cpu_number();
+    for (index, changed) in MASKS_CHANGED.iter().enumerate().take(percpu::online_count()) {
+        if !task.may_run_on(index) {
+            changed.store(true, Ordering::Release);
+            if index == here { heed_masks(index) } else { tell(index) }
+        }
+    }
+    let is_idle = |&index: &usize| percpu::cpu(index).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
+    let mut allowed = (0..percpu::online_count()).filter(|&index| index != here && task.may_run_on(index));
+    if let Some(index) = allowed.find(is_idle) {
+        idle::offer(index);
+    }
+}
+
+/// Sends the calling CPU's tasks away that may not run here any more: waiting ones now, the running one
+/// when it leaves the kernel. Interrupts are off.
+#[cold]
+fn heed_masks(index: usize) {
+    if !MASKS_CHANGED[index].swap(false, Ordering::AcqRel) {
+        return;
+    }
+    let cpu = this_cpu();
+    if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) && !current_ref().may_run_on(index) {
+        cpu.reschedule.store(true, Ordering::Relaxed);
+    }
+    loop {
+        let mut queue = QUEUES[index].lock_while_off();
+        let misplaced = |task: &Arc<Task>| !task.may_run_on(index) && !task.on_cpu.load(Ordering::Acquire);
+        let Some((vruntime, task)) = queue.steal(misplaced) else { return };
+        task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
+        drop(queue);
+        make_runnable(task);
     }
 }
 
@@ -349,7 +435,12 @@ pub fn timer_fired(now_ns: u64) {
         }
     }
     let others = !queue.is_empty();
+    // A wake-up may just have missed that a CPU became idle: once a slice, what waits is offered again.
+    let helper = if others { idle::helper(index, &queue) } else { None };
     drop(queue);
+    if let Some(helper) = helper {
+        idle::offer(helper);
+    }
     rearm(cpu, others);
 }
 

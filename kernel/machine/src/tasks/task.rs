@@ -170,6 +170,12 @@ fn write_fs_base(base: u64) {
     }
 }
 
+/// Bit i for CPU i.
+fn online_cpus() -> u64 {
+    let online = percpu::online_count();
+    if online >= 64 { u64::MAX } else { (1 << online) - 1 }
+}
+
 /// The task that the calling CPU runs.
 pub fn current() -> Arc<Task> {
     let task = percpu::current_task();
@@ -193,7 +199,8 @@ pub fn spawn(spec: TaskSpec, prepare: &mut dyn FnMut(&TaskRef)) -> Result<Arc<Ta
     let stack = KernelStack::new()?;
     let (low, top) = (stack.low(), stack.top());
     let mut task = Task::new(spec.name, Some(stack), (low, top));
-    task.affinity = AtomicU64::new(spec.affinity);
+    let has_a_cpu = spec.affinity & online_cpus() != 0;
+    task.affinity = AtomicU64::new(if has_a_cpu { spec.affinity } else { ALL_CPUS });
     task.nice = AtomicI8::new(spec.nice);
     task.extension = spec.extension;
     let here = this_cpu().index.get();
@@ -286,13 +293,13 @@ impl TaskHandle for Task {
     }
 
     fn set_affinity(&self, cpus: u64) -> bool {
-        let online = percpu::online_count();
-        let known = if online >= 64 { u64::MAX } else { (1 << online) - 1 };
-        if cpus & known == 0 {
+        if cpus & online_cpus() == 0 {
             return false;
         }
-        self.affinity.store(cpus, Ordering::Relaxed);
-        if self.is_current() && !self.may_run_on(this_cpu().index.get() as usize) {
+        self.affinity.store(cpus, Ordering::SeqCst);
+        if !self.is_current() {
+            scheduler::mask_changed(self);
+        } else if !self.may_run_on(this_cpu().index.get() as usize) {
             scheduler::yield_now();
         }
         true
