@@ -5,6 +5,7 @@
 //! the test programs have been built (`scripts/test` does all of it). A NAME is part of a test's
 //! name. `vm-tests --measure [NAME...]` takes measurements instead ([`measure`]). The last line is `N passed, N failed, N skipped`; the exit code is 1 if any failed.
 
+mod block;
 mod boot;
 mod conformance;
 mod diagnosis;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     conformance::add(&mut suite);
     java::add(&mut suite);
     pressure::add(&mut suite);
+    block::add(&mut suite);
     suite.select(options.slice, &options.names);
     if options.list {
         suite.list();
