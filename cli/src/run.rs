@@ -43,6 +43,7 @@ pub fn run(options: &RunOptions) -> Result<u8, Failure> {
     machine.boot.seed = options.seed;
     machine.boot.strace = options.strace;
     machine.boot.timing = options.timing;
+    machine.boot.exits = options.timing;
     let given_as = if options.exact { ImageAs::Module } else { ImageAs::Disk };
     check_module_fits(&image, given_as, machine.memory_bytes)?;
     machine.image = Some(Image { path: image, given_as });

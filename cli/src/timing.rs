@@ -11,6 +11,9 @@ pub fn print(report: &Report) {
         eprintln!("{:>12} {:>12.1}  first output", "", milliseconds(after));
     }
     eprintln!("{:>12} {:>12.1}  end", "", milliseconds(report.ended_after));
+    if let Some(exits) = report.exits {
+        eprintln!("exits from the guest: {exits}");
+    }
     if let vmm::Outcome::Exited { tsc, .. } = report.outcome {
         eprintln!("time stamp counter at power-off: {tsc}");
     }

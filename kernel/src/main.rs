@@ -37,6 +37,9 @@ static BOOT: Once<Boot> = Once::new();
 fn kernel_main(info: BootInfo) -> ! {
     let config = BootConfig::parse(&info.command_line).unwrap_or_else(|error| boot::malformed(format_args!("{error}")));
     console::set_level(level(config.log_level));
+    if config.exits {
+        cpu::exits::report_at_end();
+    }
     let counter_at_entry = machine::time::counter();
     boot::init_time(config.exact, config.seed);
     phase_at(&config, "entry", boot::entered_at());

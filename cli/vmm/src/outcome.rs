@@ -1,7 +1,7 @@
 //! How a machine ended, put together from QEMU's exit status and what the kernel reported.
 use std::time::Duration;
 
-use abi::exit;
+use abi::{Exits, exit};
 
 /// How the machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct Report {
     pub outcome: Outcome,
     pub phases: Vec<Phase>,
     pub tests: Vec<TestResult>,
+    /// How often the machine left the guest, if it was asked.
+    pub exits: Option<Exits>,
     /// The first byte that is no control frame.
     pub first_output_after: Option<Duration>,
     pub ended_after: Duration,

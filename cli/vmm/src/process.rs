@@ -16,7 +16,7 @@ use std::{
 };
 
 use abi::{
-    ConsoleInput,
+    ConsoleInput, Exits,
     control::{Decoder, Frame, Piece},
 };
 use rustix::{
@@ -88,10 +88,10 @@ pub(crate) fn run(machine: &Machine, each: &mut dyn FnMut(Event<'_>)) -> Result<
     }
     let status = qemu.0.wait().map_err(VmmError::Console)?;
     let ended_after = started.elapsed();
-    let Seen { exit, panic, phases, tests, first_output_after } = watch.seen;
+    let Seen { exit, panic, exits, phases, tests, first_output_after } = watch.seen;
     let qemu_stderr = stderr.recv().unwrap_or_default();
     let ending = Ending { status: status.code(), timed_out, exit, panic, qemu_stderr };
-    Ok(Report { outcome: ending.outcome(), phases, tests, first_output_after, ended_after })
+    Ok(Report { outcome: ending.outcome(), phases, tests, exits, first_output_after, ended_after })
 }
 
 /// A pair of sockets: frames come in on one, QEMU inherits the other.
@@ -206,6 +206,7 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String>
 struct Seen {
     exit: Option<(u8, u64)>,
     panic: Option<String>,
+    exits: Option<Exits>,
     phases: Vec<Phase>,
     tests: Vec<TestResult>,
     first_output_after: Option<Duration>,
@@ -315,6 +316,7 @@ impl Watch<'_> {
             Frame::Phase { name, ns, tsc } => {
                 self.seen.phases.push(Phase { name: name.to_string(), ns, tsc, seen_after });
             }
+            Frame::Exits(exits) => self.seen.exits = Some(exits),
             Frame::Input => drop(self.listening.send(())),
             Frame::Test { name, ok, detail } => {
                 self.seen.tests.push(TestResult { name: name.to_string(), ok, detail: detail.to_string() });

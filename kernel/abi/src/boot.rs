@@ -38,6 +38,8 @@ pub struct BootConfig {
     pub strace: bool,
     /// Report boot phases by control frames.
     pub timing: bool,
+    /// Report at the end how often the machine left the guest ([`crate::exits`]).
+    pub exits: bool,
     /// Wall clock at boot, nanoseconds since 1970 UTC, for machines without a real-time clock.
     pub epoch_ns: Option<u64>,
     /// Run this built-in kernel test (`all`: each of them) instead of `init`.
@@ -145,6 +147,7 @@ impl BootConfig {
             "exact" => self.exact = flag()?,
             "strace" => self.strace = flag()?,
             "timing" => self.timing = flag()?,
+            "exits" => self.exits = flag()?,
             "seed" => self.seed = Some(number(value).ok_or_else(|| bad("a number below 2^64"))?),
             "epoch_ns" => self.epoch_ns = Some(number(value).ok_or_else(|| bad("nanoseconds since 1970"))?),
             "test" => {
@@ -178,7 +181,9 @@ impl BootConfig {
         if self.log_level != LogLevel::default() {
             line.word(&format!("loglevel={}", self.log_level.name()));
         }
-        for (set, name) in [(self.exact, "exact"), (self.strace, "strace"), (self.timing, "timing")] {
+        for (set, name) in
+            [(self.exact, "exact"), (self.strace, "strace"), (self.timing, "timing"), (self.exits, "exits")]
+        {
             if set {
                 line.word(name);
             }
@@ -359,6 +364,7 @@ mod tests {
             seed: Some(u64::MAX),
             strace: true,
             timing: true,
+            exits: true,
             epoch_ns: Some(1_700_000_000_000_000_000),
             test: Some("paging".into()),
             mmio_devices: alloc::vec![MmioDevice { size_bytes: 512, base: 0xfeb0_0e00, irq: 5 }],

@@ -11,6 +11,8 @@
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
+use crate::exits::Exits;
+
 /// Longest frame, all bytes counted. Longer ones are cut when written, and plain bytes when read.
 pub const MAX_FRAME_BYTES: usize = 4096;
 
@@ -31,6 +33,8 @@ pub enum Frame<'a> {
     Panic { cause: &'a str },
     /// A boot phase was reached, at `ns` since boot on the machine's clock. No white space in `name`.
     Phase { name: &'a str, ns: u64, tsc: u64 },
+    /// How often the machine left the guest until now (`exits`).
+    Exits(Exits),
     /// The console takes input from now on (`stdin=pipe`). What came before may have been lost.
     Input,
     /// A built-in test ended. No white space in `name`; `detail` may be empty.
@@ -44,6 +48,7 @@ impl fmt::Display for Frame<'_> {
             Self::Exit { code, tsc } => write!(f, "exit;{code} tsc={tsc}")?,
             Self::Panic { cause } => write!(f, "panic;{}", OneLine(cause))?,
             Self::Phase { name, ns, tsc } => write!(f, "phase;{} {ns} {tsc}", Word(name))?,
+            Self::Exits(exits) => write!(f, "exits;{exits}")?,
             Self::Input => f.write_str("input;ready")?,
             Self::Test { name, ok, detail } => {
                 let result = if ok { "ok" } else { "FAILED" };
@@ -100,6 +105,7 @@ impl<'a> Frame<'a> {
                 let (ns, tsc) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
                 fields.next().is_none().then_some(Self::Phase { name, ns, tsc })
             }
+            "exits" => Exits::parse(payload).map(Self::Exits),
             "input" => (payload == "ready").then_some(Self::Input),
             "test" => {
                 let (name, rest) = payload.split_once(' ')?;
@@ -234,6 +240,7 @@ mod tests {
             Frame::Exit { code: 255, tsc: u64::MAX },
             Frame::Panic { cause: "page fault at 0x10; rip 0x20" },
             Frame::Phase { name: "first-task", ns: 12, tsc: 34 },
+            Frame::Exits(Exits { ports: 7, ..Exits::default() }),
             Frame::Input,
             Frame::Test { name: "paging", ok: true, detail: "" },
             Frame::Test { name: "ist", ok: false, detail: "wanted 3, got 4" },

@@ -1,5 +1,6 @@
 //! The agreement between the guest kernel and the host tools: how a machine is told what to run
-//! ([`boot`]), what it reports on the console ([`control`]), how it ends ([`exit`]), and the symbol
+//! ([`boot`]), what it reports on the console ([`control`]), how it ends ([`exit`]), how often it left the
+//! guest ([`exits`]), and the symbol
 //! table that host tools put into the kernel image ([`ksyms`]).
 //!
 //! Pure data and text: no I/O, no hardware, tested on the host.
@@ -10,7 +11,9 @@ extern crate alloc;
 pub mod boot;
 pub mod control;
 pub mod exit;
+pub mod exits;
 pub mod ksyms;
 mod percent;
 
 pub use boot::{BootConfig, ConfigError, ConsoleInput, LogLevel, MmioDevice, Root};
+pub use exits::Exits;

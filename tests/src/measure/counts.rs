@@ -1,4 +1,5 @@
-//! Instructions from power-on to power-off, by the time stamp counter of exact runs.
+//! Instructions from power-on to power-off, by the time stamp counter of exact runs; and beside them
+//! how often the guest was left.
 
 use vmm::{ImageAs, Machine, Outcome};
 
@@ -38,6 +39,32 @@ pub fn take() -> Result<(), String> {
                 if counts[0] == counts[1] { "yes".into() } else { format!("NO: {} and {}", counts[0], counts[1]) },
                 given(subject, platform)
             );
+        }
+    }
+    exits()
+}
+
+/// What a count prices at one instruction, and a hypervisor at a thousand or more.
+fn exits() -> Result<(), String> {
+    println!("\n| program | machine | mode | ports | MMIO | MSR | HLT | IPI | CPUID |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for subject in Subject::ALL {
+        for platform in [Platform::Q35, Platform::Microvm] {
+            for (mode, exact, cpus, given_as) in [
+                ("exact, image as module", true, 1, ImageAs::Module),
+                ("1 CPU, image as disk", false, 1, ImageAs::Disk),
+                ("2 CPUs, image as disk", false, 2, ImageAs::Disk),
+            ] {
+                let mut machine = Machine { exact, cpus, ..platform.apply(subject.machine(given_as)?) };
+                machine.one_thread = true;
+                machine.boot.exits = true;
+                let run = guest::run(&machine)?;
+                let (Some(exits), Some(0)) = (run.report.exits, run.exit_code()) else {
+                    return Err(format!("{} ended as {:?}", subject.name(), run.report.outcome));
+                };
+                let values: String = exits.values().iter().map(|value| format!(" {value} |")).collect();
+                println!("| {} | {} | {mode} |{values}", subject.name(), platform.name());
+            }
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use x86_64::{instructions::port::Port, registers::model_specific::Msr};
 
 use crate::{
-    cpu::{features, percpu},
+    cpu::{exits, features, percpu},
     memory::{mmio, paging},
 };
 
@@ -45,8 +45,10 @@ fn read(register: u32) -> u32 {
     // SAFETY: `init` mapped the window or switched x2APIC on; both registers are side-effect free.
     unsafe {
         if X2APIC.load(Ordering::Relaxed) {
+            exits::msr();
             Msr::new(X2APIC_MSRS + (register >> 4)).read() as u32
         } else {
+            exits::mmio();
             ((WINDOW.load(Ordering::Relaxed) + u64::from(register)) as *const u32).read_volatile()
         }
     }
@@ -56,8 +58,10 @@ fn write(register: u32, value: u32) {
     // SAFETY: as in `read`; callers write values that the SDM defines for the register.
     unsafe {
         if X2APIC.load(Ordering::Relaxed) {
+            exits::msr();
             Msr::new(X2APIC_MSRS + (register >> 4)).write(u64::from(value));
         } else {
+            exits::mmio();
             ((WINDOW.load(Ordering::Relaxed) + u64::from(register)) as *mut u32).write_volatile(value);
         }
     }
@@ -67,6 +71,7 @@ fn write(register: u32, value: u32) {
 /// and a line that is raised but no longer accepted would still be delivered by QEMU, as vector -1.
 pub fn mask_legacy_controllers() {
     for port in [0x21, 0xa1] {
+        exits::port();
         // SAFETY: the 8259s' mask registers; without them nobody listens.
         unsafe { Port::<u8>::new(port).write(0xff) };
     }
@@ -74,6 +79,8 @@ pub fn mask_legacy_controllers() {
 
 /// Switches the calling CPU's APIC on, timer unarmed. The boot CPU first.
 pub fn init() {
+    exits::msr();
+    exits::msr();
     // SAFETY: IA32_APIC_BASE exists on every x86-64 CPU.
     let mut base = unsafe { Msr::new(APIC_BASE).read() };
     let has_x2apic = features::cpuid(1, 0).2 & (1 << 21) != 0;
@@ -121,7 +128,9 @@ pub fn timer_now() -> u32 {
 }
 
 fn send(apic_id: u32, command: u32) {
+    exits::ipi();
     if X2APIC.load(Ordering::Relaxed) {
+        exits::msr();
         // SAFETY: the ICR is one MSR in x2APIC mode. The fence orders earlier stores before the
         // interrupt, which an MSR write in x2APIC mode does not (SDM 11.12.3).
         unsafe {

@@ -5,6 +5,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
+use super::exits;
+
 /// x87, SSE, AVX and AVX-512 state: what the kernel saves. PKRU and AMX are left off.
 const XCR0_SUPPORTED: u64 = 0xe7;
 
@@ -15,6 +17,7 @@ static XSAVEOPT: AtomicBool = AtomicBool::new(false);
 
 /// A CPUID leaf: (eax, ebx, ecx, edx).
 pub fn cpuid(leaf: u32, subleaf: u32) -> (u32, u32, u32, u32) {
+    exits::cpuid();
     let r = __cpuid_count(leaf, subleaf);
     (r.eax, r.ebx, r.ecx, r.edx)
 }

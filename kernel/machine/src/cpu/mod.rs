@@ -1,5 +1,6 @@
 //! Processors: per-CPU data, descriptor tables, features, local APICs and bring-up.
 pub mod apic;
+pub mod exits;
 pub mod features;
 pub mod ioapic;
 pub mod irq;

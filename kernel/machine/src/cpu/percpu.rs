@@ -48,6 +48,7 @@ pub struct PerCpu {
     pub running_since: Cell<u64>,
     /// Interrupts taken, for statistics.
     pub interrupts: AtomicU64,
+    pub exits: super::exits::Counters,
     pub heap: Magazines,
 }
 
@@ -92,6 +93,7 @@ impl PerCpu {
             previous: Cell::new(ptr::null()),
             running_since: Cell::new(0),
             interrupts: AtomicU64::new(0),
+            exits: [const { AtomicU64::new(0) }; 6],
             heap: Magazines::new(),
         }
     }

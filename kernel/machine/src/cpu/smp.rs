@@ -119,9 +119,10 @@ fn start_one(apic_id: u32, index: u32) -> bool {
 extern "C" fn ap_start(start: *mut Start) -> ! {
     // SAFETY: `start_one` passed a Box through the trampoline, for this processor alone.
     let start = unsafe { Box::from_raw(start) };
-    features::enable();
-    // Nothing may allocate before this: allocators ask which CPU they run on.
+    // Nothing may allocate before this, nor touch hardware: allocators ask which CPU they run on, and
+    // accesses are counted by CPU.
     PerCpu::install(start.cpu, start.index, start.cpu.apic_id.get(), start.panic_stack);
+    features::enable();
     tables::load();
     apic::init();
     tlb::join();

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use logic::virtio::{Dma, Registers};
 
+use crate::cpu::exits;
 use crate::memory::{
     frames, mmio,
     paging::{PAGE, direct},
@@ -29,6 +30,7 @@ impl Window {
     }
 
     fn read<T>(&self, offset: u32, absent: T) -> T {
+        exits::mmio();
         // SAFETY: `at` gives aligned addresses within the mapped window only; any value is valid for
         // the integer types that this is called with.
         self.at::<T>(offset).map_or(absent, |register| unsafe { register.read_volatile() })
@@ -36,6 +38,7 @@ impl Window {
 
     fn write<T>(&self, offset: u32, value: T) {
         if let Some(register) = self.at::<T>(offset) {
+            exits::mmio();
             // SAFETY: as in `read`; what a write makes a device do reaches memory only by the DMA
             // addresses that the drivers give it.
             unsafe { register.write_volatile(value) }

@@ -13,7 +13,7 @@ use logic::{
 use x86_64::instructions::port::Port;
 
 use super::memory::Window;
-use crate::cpu::{apic, irq, lock::IrqSpin};
+use crate::cpu::{apic, exits, irq, lock::IrqSpin};
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
@@ -95,6 +95,7 @@ impl ConfigSpace for Host {
         match &mut *self.access.lock() {
             Access::Ports => {
                 select(at, offset);
+                exits::port();
                 // SAFETY: reads the configuration register that was selected, under the lock.
                 unsafe { Port::new(DATA_PORT).read() }
             }
@@ -109,6 +110,7 @@ impl ConfigSpace for Host {
         match &mut *self.access.lock() {
             Access::Ports => {
                 select(at, offset);
+                exits::port();
                 // SAFETY: writes the selected register; the callers keep BARs away from RAM.
                 unsafe { Port::new(DATA_PORT).write(value) }
             }
@@ -132,12 +134,15 @@ fn spare_windows(acpi: &Acpi) -> (BarWindow, BarWindow) {
 
 fn select(at: Address, offset: u16) {
     let function = u32::from(at.bus) << 16 | u32::from(at.device) << 11 | u32::from(at.function) << 8;
+    exits::port();
     // SAFETY: the address port only selects.
     unsafe { Port::new(ADDRESS_PORT).write(ENABLE | function | u32::from(offset & 0xfc)) }
 }
 
 fn ports_answer() -> bool {
     let mut port: Port<u32> = Port::new(ADDRESS_PORT);
+    exits::port();
+    exits::port();
     // SAFETY: the address port reads back what was written, where there is a host bridge.
     unsafe {
         port.write(ENABLE);

@@ -8,7 +8,7 @@ use x86_64::instructions::{hlt, interrupts, port::Port};
 
 use logic::acpi::{Power, Register};
 
-use crate::{console, memory::mmio, time};
+use crate::{console, cpu::exits, memory::mmio, time};
 
 const KEYBOARD_COMMAND: u16 = 0x64;
 const PULSE_RESET: u8 = 0xfe;
@@ -57,6 +57,9 @@ pub fn exit(code: u8) -> ! {
         }
     }
     let _output = console::hold();
+    if exits::are_wanted() {
+        super::control::send_last(abi::control::Frame::Exits(exits::total()));
+    }
     super::control::send_last(abi::control::Frame::Exit { code, tsc: time::counter() });
     off(abi::exit::ORDERLY)
 }

@@ -3,6 +3,8 @@
 use logic::cmos_clock::{REGISTERS, decode};
 use x86_64::instructions::port::Port;
 
+use crate::cpu::exits;
+
 const STATUS_A: u8 = 0x0a;
 const STATUS_B: u8 = 0x0b;
 const UPDATE_IN_PROGRESS: u8 = 0x80;
@@ -36,6 +38,8 @@ fn snapshot() -> Option<[u8; 6]> {
 }
 
 fn cmos(register: u8) -> u8 {
+    exits::port();
+    exits::port();
     // SAFETY: the index and data ports of the CMOS memory; reads change nothing but the index.
     // Bit 7 of the index stays clear, so NMIs stay enabled.
     unsafe {

@@ -3,6 +3,8 @@
 //! writes past them.
 use x86_64::instructions::port::Port;
 
+use crate::cpu::exits;
+
 const BASE: u16 = 0x3f8;
 const DATA: u16 = BASE;
 const INTERRUPT_ENABLE: u16 = BASE + 1;
@@ -18,11 +20,13 @@ const FIFO_BYTES: usize = 16;
 pub const ISA_IRQ: u8 = 4;
 
 fn write_port(port: u16, value: u8) {
+    exits::port();
     // SAFETY: the 16550's registers; a machine without one ignores the write.
     unsafe { Port::new(port).write(value) }
 }
 
 fn read_port(port: u16) -> u8 {
+    exits::port();
     // SAFETY: as above; without a device the bus reads as all ones.
     unsafe { Port::new(port).read() }
 }

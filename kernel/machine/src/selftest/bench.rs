@@ -10,6 +10,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 
+use abi::exits::Exits;
 use logic::timers::{TimerId, Timers};
 use rt::{
     rt,
@@ -20,7 +21,7 @@ use rt::{
 
 use super::{application, memory::request, report, tasks::spawn};
 use crate::{
-    cpu::percpu,
+    cpu::{exits, percpu},
     memory::space::SPACE,
     tasks::{self, Task},
     time,
@@ -35,7 +36,7 @@ type Bench = (&'static str, fn() -> Result<u64, String>);
 
 /// Each gives the ticks of one piece.
 const BENCHES: &[Bench] = &[
-    ("null-syscall", || application::null_syscall_ticks(ROUNDS)),
+    ("null-syscall", || in_all(ROUNDS, application::null_syscall_ticks)),
     ("switch-by-unpark-and-park", || ping_pong(Kind::Park)),
     ("switch-by-unpark-and-park-with-timeout", || ping_pong(Kind::ParkWithTimeout)),
     ("switch-by-wait-queue", || ping_pong(Kind::Queue)),
@@ -43,7 +44,7 @@ const BENCHES: &[Bench] = &[
     ("park-that-finds-its-token", token),
     ("timer-arm", || Ok(timer_arm_and_cancel().0)),
     ("timer-cancel", || Ok(timer_arm_and_cancel().1)),
-    ("page-fault-4-kib", || application::fault_ticks(256)),
+    ("page-fault-4-kib", || in_all(256, application::fault_ticks)),
     ("map-and-unmap-64-kib", || map_and_unmap(false)),
     ("map-touch-and-unmap-64-kib", || map_and_unmap(true)),
     ("heap-pair-64-bytes", heap_pair::<64>),
@@ -58,9 +59,15 @@ pub fn run() -> bool {
     for (name, bench) in BENCHES {
         // Once to fill the caches of the allocators: the second counts.
         let _ = bench();
-        failed |= !tell(name, bench());
+        let before = exits::total();
+        *MEASURED.lock() = None;
+        let result = bench();
+        // What measures by itself tells its rounds; else all of it counts as one.
+        MEASURED.lock().get_or_insert_with(|| (exits::total() - before, 1));
+        failed |= !tell(name, result);
     }
     if percpu::online_count() > 1 {
+        *MEASURED.lock() = None;
         failed |= !tell("wake-up-on-another-cpu", between_cpus());
     }
     !failed
@@ -68,20 +75,55 @@ pub fn run() -> bool {
 
 fn tell(name: &str, result: Result<u64, String>) -> bool {
     match &result {
-        Ok(ticks) if time::is_exact() => report(name, true, &format!("{ticks} instructions")),
-        Ok(ticks) => report(name, true, &format!("{} ns", time::ticks_to_ns(*ticks))),
+        Ok(ticks) if time::is_exact() => report(name, true, &format!("{ticks} instructions; {}", exits_each())),
+        Ok(ticks) => report(name, true, &format!("{} ns; {}", time::ticks_to_ns(*ticks), exits_each())),
         Err(why) => report(name, false, why),
     }
     result.is_ok()
 }
 
+/// Exits of the last measurement, and how many rounds had them.
+static MEASURED: spin::Mutex<Option<(Exits, u64)>> = spin::Mutex::new(None);
+
+/// Exits of one round, in hundredths: the kernel has no floating arithmetic.
+fn exits_each() -> String {
+    let Some((exits, rounds)) = MEASURED.lock().take() else { return String::from("exits not counted") };
+    let mut text = String::from("exits:");
+    for (name, count) in Exits::NAMES.iter().zip(exits.values()).filter(|(_, count)| *count > 0) {
+        text += &format!(" {name} {}.{:02}", count / rounds, count % rounds * 100 / rounds);
+    }
+    if exits == Exits::default() {
+        text += " none";
+    }
+    text
+}
+
+/// A measurement by application code; its start and end count as well.
+fn in_all(rounds: u64, measure: fn(u64) -> Result<u64, String>) -> Result<u64, String> {
+    let before = exits::total();
+    let result = measure(rounds);
+    *MEASURED.lock() = Some((exits::total() - before, rounds));
+    result
+}
+
+/// `result`, of which the last measurement's rounds had `pieces` each.
+fn pieces(pieces: u64, result: u64) -> Result<u64, String> {
+    if let Some((_, rounds)) = &mut *MEASURED.lock() {
+        *rounds *= pieces;
+    }
+    Ok(result / pieces)
+}
+
 /// Ticks of a round of `body`, less those of reading the counter.
 fn per_round(rounds: u64, mut body: impl FnMut()) -> u64 {
+    let before = exits::total();
     let from = time::counter();
     for _ in 0..rounds {
         body();
     }
-    (time::counter() - from) / rounds
+    let ticks = time::counter() - from;
+    *MEASURED.lock() = Some((exits::total() - before, rounds));
+    ticks / rounds
 }
 
 #[derive(Clone, Copy)]
@@ -154,7 +196,7 @@ fn one_way(kind: Kind, partner_affinity: u64) -> Result<u64, String> {
         round += 1;
     });
     *MAIN.lock() = None;
-    Ok(ticks / 2)
+    pieces(2, ticks)
 }
 
 fn switch_by_yield() -> Result<u64, String> {
@@ -170,7 +212,7 @@ fn switch_by_yield() -> Result<u64, String> {
     let ticks = per_round(ROUNDS, tasks::yield_now);
     STOP.store(true, SeqCst);
     tasks::yield_now();
-    Ok(ticks / 2)
+    pieces(2, ticks)
 }
 
 /// An unpark that comes before the park, which then returns at once.

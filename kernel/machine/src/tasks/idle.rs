@@ -13,7 +13,10 @@ use super::{
     scheduler::{MAILBOXES, QUEUES, enqueue, switch_away, tell},
 };
 use crate::{
-    cpu::percpu::{self, MAX_CPUS, PerCpu, this_cpu},
+    cpu::{
+        exits,
+        percpu::{self, MAX_CPUS, PerCpu, this_cpu},
+    },
     memory::{frames, heap, tlb},
     time,
 };
@@ -71,7 +74,7 @@ fn has_work(index: usize) -> bool {
 /// interrupt, which ends a halt as soon as a poll.
 fn wait(cpu: &PerCpu, index: usize, window: &mut PollWindow) {
     if time::is_exact() || percpu::online_count() < 2 {
-        return interrupts::enable_and_hlt();
+        return halt();
     }
     let began = time::now_ns();
     if window.ns() > 0 {
@@ -81,9 +84,14 @@ fn wait(cpu: &PerCpu, index: usize, window: &mut PollWindow) {
             return interrupts::enable();
         }
     }
-    // `sti` takes effect after the next instruction: a wake-up in between ends the halt.
-    interrupts::enable_and_hlt();
+    halt();
     window.woken_from_halt(time::now_ns() - began);
+}
+
+/// `sti` takes effect after the next instruction: a wake-up in between ends the halt.
+fn halt() {
+    exits::halt();
+    interrupts::enable_and_hlt();
 }
 
 /// Whether there is something to do: mail, or what an interrupt has made runnable.
