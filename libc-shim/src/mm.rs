@@ -227,11 +227,14 @@ pub fn madvise(cx: &mut Ctx<'_>, at: Addr, len: u64, advice: Advice) -> SysResul
         Advice::DONTNEED | Advice::FREE => space.discard(owner, start, len)?,
         Advice::POPULATE_READ => space.populate(owner, start, len, false).map_err(populate_error)?,
         Advice::POPULATE_WRITE => space.populate(owner, start, len, true).map_err(populate_error)?,
+        Advice::HUGEPAGE => space.advise_huge(owner, start, len, true)?,
+        Advice::NOHUGEPAGE => space.advise_huge(owner, start, len, false)?,
         // Needs hole punching through the mapping.
         Advice::REMOVE => return Err(EINVAL),
+        // Pages become huge when they are first touched, never later.
         Advice::COLLAPSE => return Err(EINVAL),
         // Hints without an effect on what programs can see; fork does not exist.
-        _ => {}
+        _ => require_mapped(owner, start, len)?,
     }
     Ok(0)
 }

@@ -111,16 +111,18 @@ static void timeouts(void)
     CHECK_FAILS("a deadline on the monotonic clock",
         futex(&word, FUTEX_WAIT_BITSET_PRIVATE, 0, &deadline, NULL, FUTEX_BITSET_MATCH_ANY), ETIMEDOUT);
     CHECK("is not early", now_ns() >= until);
+    /* Before the other clock is read: a thread that is held up between the two waits that much less. */
+    before = now_ns();
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_nsec += 30000000;
     if (deadline.tv_nsec >= 1000000000) {
         deadline.tv_nsec -= 1000000000;
         deadline.tv_sec++;
     }
-    before = now_ns();
     CHECK_FAILS("a deadline on the real-time clock",
         futex(&word, FUTEX_WAIT_BITSET_PRIVATE | FUTEX_CLOCK_REALTIME, 0, &deadline, NULL, FUTEX_BITSET_MATCH_ANY), ETIMEDOUT);
-    CHECK("is not far off", now_ns() - before >= 20000000);
+    /* 29 of 30 ms: the real-time clock may be slewed against the monotonic one. */
+    CHECK("is not early either", now_ns() - before >= 29000000);
 }
 
 static void waking(void)

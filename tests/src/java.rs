@@ -44,6 +44,10 @@ pub fn add(suite: &mut Suite) {
         let slice = if jdk == 17 { Slice::Default } else { Slice::Full };
         suite.add(slice, format!("java/{jdk}/exact-repeats"), move || exact(jdk));
         suite.add(Slice::Full, format!("java/{jdk}/{SOAK}-boots"), move || soak(jdk));
+        for collector in ["Serial", "Parallel", "G1"] {
+            let slice = if (jdk, collector) == (17, "Serial") { Slice::Default } else { Slice::Full };
+            suite.add(slice, format!("java/{jdk}/huge-pages/{collector}"), move || huge_pages(jdk, collector));
+        }
     }
 }
 
@@ -70,6 +74,11 @@ fn names() -> BTreeSet<String> {
 
 impl App {
     fn read(name: &str) -> Result<Self, String> {
+        Self::read_with(name, &[])
+    }
+
+    /// As it is, but with more options of the JVM.
+    fn read_with(name: &str, jvm_arguments: &[&str]) -> Result<Self, String> {
         let folder = Path::new("java-apps").join(name);
         let lines = |file: &str| -> Vec<String> {
             let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
@@ -80,7 +89,8 @@ impl App {
         let output =
             fs::read(folder.join("expected")).map_err(|error| format!("java-apps/{name}/expected: {error}"))?;
         let mut console = fs::read(folder.join("expected-console")).unwrap_or_else(|_| output.clone());
-        let jvm_arguments = lines("jvm-args");
+        let jvm_arguments: Vec<String> =
+            lines("jvm-args").into_iter().chain(jvm_arguments.iter().map(|&argument| argument.into())).collect();
         if !jvm_arguments.is_empty() {
             console.splice(..0, format!("NOTE: Picked up JDK_JAVA_OPTIONS: {}\n", jvm_arguments.join(" ")).bytes());
         }
@@ -164,23 +174,24 @@ pub fn hello(jdk: u32, cpus: u32, options: &[&str]) -> Verdict {
 }
 
 fn run_as(name: &str, jdk: u32, cpus: u32, options: &[&str]) -> Verdict {
-    let run = App::read(name).and_then(|app| {
-        let mut command = limited("build/demitasse".into());
-        command.args(["run", "--loglevel", "error", "--jdk", &jdk.to_string(), "--cpus", &cpus.to_string()]);
-        // The command ends the machine before it is ended itself.
-        command.args(["--time-limit", &format!("{}s", LIMIT_S - 10)]);
-        command.args(options);
-        for pair in &app.environment {
-            command.args(["--env", pair]);
-        }
-        if !app.jvm_arguments.is_empty() {
-            command.args(["--env", &format!("JDK_JAVA_OPTIONS={}", app.jvm_arguments.join(" "))]);
-        }
-        command.arg(&app.jar).args(&app.arguments);
-        output(&mut command).map(|run| (app, run))
-    });
-    match run {
-        Ok((app, run)) => app.judge(&run, &app.console),
+    App::read(name).map_or_else(Verdict::Failed, |app| run(&app, jdk, cpus, options))
+}
+
+fn run(app: &App, jdk: u32, cpus: u32, options: &[&str]) -> Verdict {
+    let mut command = limited("build/demitasse".into());
+    command.args(["run", "--loglevel", "error", "--jdk", &jdk.to_string(), "--cpus", &cpus.to_string()]);
+    // The command ends the machine before it is ended itself.
+    command.args(["--time-limit", &format!("{}s", LIMIT_S - 10)]);
+    command.args(options);
+    for pair in &app.environment {
+        command.args(["--env", pair]);
+    }
+    if !app.jvm_arguments.is_empty() {
+        command.args(["--env", &format!("JDK_JAVA_OPTIONS={}", app.jvm_arguments.join(" "))]);
+    }
+    command.arg(&app.jar).args(&app.arguments);
+    match output(&mut command) {
+        Ok(run) => app.judge(&run, &app.console),
         Err(why) => Verdict::Failed(why),
     }
 }
@@ -215,6 +226,12 @@ fn exact(jdk: u32) -> Verdict {
     } else {
         Verdict::Failed(format!("two runs with one seed ended at time stamps {} and {}", stamps[0], stamps[1]))
     }
+}
+
+/// A collector's heap in transparent huge pages.
+fn huge_pages(jdk: u32, collector: &str) -> Verdict {
+    let options = ["-XX:+UseTransparentHugePages", &format!("-XX:+Use{collector}GC")];
+    App::read_with("gc-pressure", &options).map_or_else(Verdict::Failed, |app| run(&app, jdk, 2, &[]))
 }
 
 fn soak(jdk: u32) -> Verdict {

@@ -140,12 +140,16 @@ pub struct Region {
     pub file: Option<FileMapping>,
     pub label: Option<&'static str>,
     pub no_reserve: bool,
+    /// What [`AddressSpace::advise_huge`] said last.
+    pub huge: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     pub mapped_bytes: u64,
     pub resident_bytes: u64,
+    /// Those of the resident bytes that lie in huge pages.
+    pub huge_bytes: u64,
 }
 
 /// The machine's address space. Addresses and lengths are in bytes; ranges must be page-aligned.
@@ -157,7 +161,7 @@ pub trait AddressSpace: Sync {
     /// Drops the pages; anonymous ones read as zero afterwards (MADV_DONTNEED).
     fn discard(&self, owner: ProgramId, start: u64, len: u64) -> Result<(), SpaceError>;
     /// Says that the range may have huge pages, or must not (MADV_HUGEPAGE, MADV_NOHUGEPAGE). Those that
-    /// are there stay. A space without huge pages takes it as the hint it is.
+    /// are there stay. Holes are passed over, and are an error in the end. A space without huge pages takes it as the hint it is.
     fn advise_huge(&self, _owner: ProgramId, _start: u64, _len: u64, _huge: bool) -> Result<(), SpaceError> {
         Ok(())
     }
@@ -178,6 +182,12 @@ pub trait AddressSpace: Sync {
     /// Calls `each` with the owner's mappings in address order. `each` must not call back.
     fn regions(&self, owner: ProgramId, each: &mut dyn FnMut(&Region));
     fn footprint(&self, owner: ProgramId) -> Footprint;
+    /// The footprint of the owner's mappings in a range.
+    fn footprint_within(&self, owner: ProgramId, start: u64, end: u64) -> Footprint;
+    /// Bytes of all programs that lie in huge pages.
+    fn huge_bytes(&self) -> u64 {
+        0
+    }
     /// A file lost pages: no mapping shows them any more, and the next touch asks the pager again. The
     /// file must give [`PagerError::BeyondEnd`], or new pages, already. With `copies` (truncation) private
     /// copies go as well.

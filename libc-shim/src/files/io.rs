@@ -76,35 +76,19 @@ pub fn pwritev(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64) -
     written(cx, file.write_at(position(offset)?, &mut UserBuffer::from_iovec(iovec, count)?))
 }
 
+fn refuse_beyond(flags: RwFlags, known: u64) -> SysResult<()> {
+    if flags.0 & !known == 0 { Ok(()) } else { Err(EOPNOTSUPP) }
+}
+
 /// preadv2(2): of the flags, those that ask for more than the call does anyway are refused.
-pub fn preadv2(
-    cx: &mut Ctx<'_>,
-    fd: Fd,
-    iovec: Addr,
-    count: u64,
-    offset: i64,
-    _high: u64,
-    flags: RwFlags,
-) -> SysResult {
-    if flags.0 & !RwFlags::HIPRI != 0 {
-        return Err(EOPNOTSUPP);
-    }
+pub fn preadv2(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64, _: u64, flags: RwFlags) -> SysResult {
+    refuse_beyond(flags, RwFlags::HIPRI)?;
     if offset == -1 { readv(cx, fd, iovec, count) } else { preadv(cx, fd, iovec, count, offset) }
 }
 
 /// pwritev2(2).
-pub fn pwritev2(
-    cx: &mut Ctx<'_>,
-    fd: Fd,
-    iovec: Addr,
-    count: u64,
-    offset: i64,
-    _high: u64,
-    flags: RwFlags,
-) -> SysResult {
-    if flags.0 & !(RwFlags::HIPRI | RwFlags::DSYNC | RwFlags::SYNC) != 0 {
-        return Err(EOPNOTSUPP);
-    }
+pub fn pwritev2(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64, _: u64, flags: RwFlags) -> SysResult {
+    refuse_beyond(flags, RwFlags::HIPRI | RwFlags::DSYNC | RwFlags::SYNC)?;
     let done = if offset == -1 { writev(cx, fd, iovec, count)? } else { pwritev(cx, fd, iovec, count, offset)? };
     if flags.0 & (RwFlags::DSYNC | RwFlags::SYNC) != 0 {
         get(cx, fd)?.sync()?;

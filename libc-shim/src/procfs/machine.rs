@@ -58,6 +58,8 @@ pub fn meminfo() -> String {
     ] {
         let _ = writeln!(out, "{name:<15} {value:>8} kB");
     }
+    let huge = rt().address_space().huge_bytes() >> 10;
+    let _ = write!(out, "AnonHugePages:  {huge:>8} kB\nShmemHugePages:        0 kB\nFileHugePages:         0 kB\n");
     out.push_str("HugePages_Total:       0\nHugePages_Free:        0\nHugepagesize:       2048 kB\n");
     out
 }

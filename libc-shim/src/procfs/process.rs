@@ -5,7 +5,7 @@ use core::fmt::Write;
 use fs::Location;
 use rt::{
     rt,
-    space::{FileMapping, Prot},
+    space::{FileMapping, Footprint, Prot},
     task::TaskRef,
 };
 
@@ -28,6 +28,8 @@ struct Mapping {
     shared: bool,
     file: Option<FileMapping>,
     label: Option<&'static str>,
+    no_reserve: bool,
+    huge: Option<bool>,
 }
 
 fn mappings(program: &Program) -> Vec<Mapping> {
@@ -40,6 +42,8 @@ fn mappings(program: &Program) -> Vec<Mapping> {
             shared: r.shared,
             file: r.file.clone(),
             label: r.label,
+            no_reserve: r.no_reserve,
+            huge: r.huge,
         });
     });
     out
@@ -85,77 +89,94 @@ pub fn maps(program: &Program) -> String {
     out
 }
 
-/// Bytes of a mapping that are in memory.
-fn resident_bytes(program: &Program, m: &Mapping) -> u64 {
-    const PIECE: u64 = 512;
-    let mut flags = [false; PIECE as usize];
-    let mut pages = 0;
-    let mut at = m.start;
-    while at < m.end {
-        let now = ((m.end - at) / PAGE).min(PIECE);
-        let seen = &mut flags[..now as usize];
-        if rt().address_space().resident(program.owner, at, now * PAGE, seen).is_ok() {
-            pages += seen.iter().filter(|resident| **resident).count() as u64;
-        }
-        at += now * PAGE;
+/// Which pages are shared is not known here: Pss is Rss, and all is private.
+fn print_sizes(out: &mut String, resident: Footprint, anonymous_bytes: u64) {
+    for (name, bytes) in [
+        ("Rss:", resident.resident_bytes),
+        ("Pss:", resident.resident_bytes),
+        ("Shared_Clean:", 0),
+        ("Shared_Dirty:", 0),
+        ("Private_Clean:", resident.resident_bytes - anonymous_bytes),
+        ("Private_Dirty:", anonymous_bytes),
+        ("Referenced:", resident.resident_bytes),
+        ("Anonymous:", anonymous_bytes),
+        ("LazyFree:", 0),
+        ("AnonHugePages:", resident.huge_bytes),
+        ("ShmemPmdMapped:", 0),
+        ("FilePmdMapped:", 0),
+        ("Shared_Hugetlb:", 0),
+        ("Private_Hugetlb:", 0),
+        ("Swap:", 0),
+        ("SwapPss:", 0),
+        ("Locked:", 0),
+    ] {
+        print_size(out, name, bytes);
     }
-    pages * PAGE
 }
 
-/// Which pages are shared is not known here: Pss is Rss, and all is private.
-fn print_sizes(out: &mut String, rss: u64, anonymous: u64, first: &str) {
-    let kb = |bytes: u64| bytes >> 10;
-    let _ = write!(
-        out,
-        "{first}Rss:            {:8} kB\nPss:            {:8} kB\nShared_Clean:   {:8} kB\n\
-         Shared_Dirty:   {:8} kB\nPrivate_Clean:  {:8} kB\nPrivate_Dirty:  {:8} kB\n\
-         Referenced:     {:8} kB\nAnonymous:      {:8} kB\nAnonHugePages:  {:8} kB\n\
-         Swap:           {:8} kB\nLocked:         {:8} kB\n",
-        kb(rss),
-        kb(rss),
-        0,
-        0,
-        kb(rss - anonymous),
-        kb(anonymous),
-        kb(rss),
-        kb(anonymous),
-        0,
-        0,
-        0,
-    );
+fn print_size(out: &mut String, name: &str, bytes: u64) {
+    let _ = writeln!(out, "{name:<15} {:>8} kB", bytes >> 10);
+}
+
+fn footprint_of(program: &Program, m: &Mapping) -> (Footprint, u64) {
+    let footprint = rt().address_space().footprint_within(program.owner, m.start, m.end);
+    (footprint, if m.file.is_some() { 0 } else { footprint.resident_bytes })
 }
 
 pub fn smaps(program: &Program) -> String {
     let mut out = String::new();
     for mapping in mappings(program) {
         print_mapping(&mut out, &mapping);
-        let rss = resident_bytes(program, &mapping);
-        let size = format!(
-            "Size:           {:8} kB\nKernelPageSize: {:8} kB\nMMUPageSize:    {:8} kB\n",
-            (mapping.end - mapping.start) >> 10,
-            4,
-            4
-        );
-        print_sizes(&mut out, rss, if mapping.file.is_some() { 0 } else { rss }, &size);
+        let (footprint, anonymous) = footprint_of(program, &mapping);
+        print_size(&mut out, "Size:", mapping.end - mapping.start);
+        print_size(&mut out, "KernelPageSize:", PAGE);
+        print_size(&mut out, "MMUPageSize:", PAGE);
+        print_sizes(&mut out, footprint, anonymous);
+        let _ = writeln!(out, "THPeligible:    {:>8}\nVmFlags:{}", u8::from(takes_huge(&mapping)), vm_flags(&mapping));
+    }
+    out
+}
+
+/// True if a huge page may come into the mapping.
+fn takes_huge(m: &Mapping) -> bool {
+    const HUGE: u64 = 2 << 20;
+    let fits = m.start.next_multiple_of(HUGE).checked_add(HUGE).is_some_and(|end| end <= m.end);
+    fits && m.huge == Some(true) && m.file.is_none() && !m.shared
+}
+
+/// As proc(5) names them; what is not kept per mapping is left out.
+fn vm_flags(m: &Mapping) -> String {
+    let mut out = String::new();
+    for (name, is_set) in [
+        ("rd", m.prot.contains(Prot::READ)),
+        ("wr", m.prot.contains(Prot::WRITE)),
+        ("ex", m.prot.contains(Prot::EXEC)),
+        ("sh", m.shared),
+        ("nr", m.no_reserve),
+        ("hg", m.huge == Some(true)),
+        ("nh", m.huge == Some(false)),
+    ] {
+        if is_set {
+            out.push(' ');
+            out.push_str(name);
+        }
     }
     out
 }
 
 pub fn smaps_rollup(program: &Program) -> String {
     let all = mappings(program);
-    let (mut rss, mut anonymous) = (0, 0);
+    let (mut sum, mut anonymous) = (Footprint::default(), 0);
     for mapping in &all {
-        let resident = resident_bytes(program, mapping);
-        rss += resident;
-        if mapping.file.is_none() {
-            anonymous += resident;
-        }
+        let (footprint, anonymous_here) = footprint_of(program, mapping);
+        sum.resident_bytes += footprint.resident_bytes;
+        sum.huge_bytes += footprint.huge_bytes;
+        anonymous += anonymous_here;
     }
     let start = all.first().map_or(0, |m| m.start);
     let end = all.last().map_or(0, |m| m.end);
-    let mut out = String::new();
-    let head = format!("{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]\n");
-    print_sizes(&mut out, rss, anonymous, &head);
+    let mut out = format!("{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]\n");
+    print_sizes(&mut out, sum, anonymous);
     out
 }
 

@@ -29,7 +29,7 @@ use crate::{
     error::{FsError, FsResult},
     file::{OpenFile, OpenFlags},
     inode::{FileSystem, FileSystemStatus, Inode, NewNode, anonymous_device},
-    vfs::Location,
+    vfs::{Location, Mount},
 };
 use node::Node;
 
@@ -39,6 +39,9 @@ const OVERLAY_MAGIC: u64 = 0x794c_7630;
 
 /// What a directory entry costs of the limit beside its name, so that empty files are not free.
 const ENTRY_BYTES: u64 = 512;
+
+/// A limit that is none.
+const NO_LIMIT: u64 = u64::MAX;
 
 /// A file system in memory.
 pub struct TmpFs {
@@ -83,16 +86,24 @@ impl FileSystem for TmpFs {
 
     fn status(&self) -> FileSystemStatus {
         let page = PAGE_SIZE as u64;
+        let named = FileSystemStatus {
+            magic: self.shared.magic,
+            block_size: PAGE_SIZE as u32,
+            name_max: 255,
+            ..FileSystemStatus::default()
+        };
+        if self.shared.limit == NO_LIMIT {
+            // As Linux: no numbers rather than invented ones.
+            return named;
+        }
         let used = self.used_bytes();
         let free = self.shared.limit.saturating_sub(used) / page;
         FileSystemStatus {
-            magic: self.shared.magic,
-            block_size: PAGE_SIZE as u32,
             blocks: self.shared.limit / page,
             blocks_free: free,
             files: self.shared.limit / ENTRY_BYTES,
             files_free: self.shared.limit.saturating_sub(used) / ENTRY_BYTES,
-            name_max: 255,
+            ..named
         }
     }
 
@@ -103,12 +114,17 @@ impl FileSystem for TmpFs {
 
 /// memfd_create(2): an unnamed file in memory, bounded by nothing but memory.
 pub fn memfd(name: &[u8]) -> FsResult<Arc<OpenFile>> {
-    static SHARED: SpinLock<Option<Arc<Shared>>> = SpinLock::new(None);
-    let shared = SHARED.lock().get_or_insert_with(|| Shared::new("tmpfs", MAGIC, u64::MAX)).clone();
-    let node = Node::new(&shared, NewNode::File, 0o777);
+    type Home = (Arc<TmpFs>, Arc<Mount>);
+    static HOME: SpinLock<Option<Home>> = SpinLock::new(None);
+    let make = || {
+        let file_system = TmpFs::new(NO_LIMIT);
+        (file_system.clone(), Mount::detached(file_system))
+    };
+    let (file_system, mount) = HOME.lock().get_or_insert_with(make).clone();
+    let node = Node::new(&file_system.shared, NewNode::File, 0o777);
     node.set_links(0);
     let shown: Vec<u8> = [b"/memfd:", name, b" (deleted)"].concat();
-    Location::unnamed(node, &shown).open(OpenFlags::READ_WRITE)
+    Location::unnamed(mount, node, &shown).open(OpenFlags::READ_WRITE)
 }
 
 /// What all nodes of one file system share.

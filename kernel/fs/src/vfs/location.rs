@@ -21,13 +21,16 @@ impl Location {
     pub fn of_file(file: &Arc<OpenFile>) -> Self {
         match file.location() {
             Some(location) => location.clone(),
-            None => Self::unnamed(Arc::new(ObjectInode(file.clone())), &file.ops().description()),
+            None => {
+                let inode = Arc::new(ObjectInode(file.clone()));
+                Self::unnamed(Mount::of_unnamed(), inode, &file.ops().description())
+            }
         }
     }
 
     /// An inode without a place in the tree, such as a memfd; shown as `shown_as`.
-    pub fn unnamed(inode: Arc<dyn Inode>, shown_as: &[u8]) -> Self {
-        Self { mount: Mount::of_unnamed(), dentry: Dentry::unnamed(inode, shown_as) }
+    pub fn unnamed(mount: Arc<Mount>, inode: Arc<dyn Inode>, shown_as: &[u8]) -> Self {
+        Self { mount, dentry: Dentry::unnamed(inode, shown_as) }
     }
 
     pub fn inode(&self) -> &Arc<dyn Inode> {

@@ -72,8 +72,13 @@ impl Mount {
             return mount.clone();
         }
         let device = crate::inode::anonymous_device();
-        let new = Self::new(Arc::new(Unnamed { device }), None, MountSpec::default());
+        let new = Self::detached(Arc::new(Unnamed { device }));
         UNNAMED.lock().get_or_insert(new).clone()
+    }
+
+    /// A mount that no path leads to, for files that have descriptors and mappings only.
+    pub(crate) fn detached(file_system: Arc<dyn FileSystem>) -> Arc<Self> {
+        Self::new(file_system, None, MountSpec::default())
     }
 
     pub fn id(&self) -> u32 {

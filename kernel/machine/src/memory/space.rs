@@ -417,8 +417,7 @@ impl AddressSpace for Space {
 
     fn advise_huge(&self, owner: ProgramId, start: u64, len: u64, huge: bool) -> Result<(), SpaceError> {
         let end = check_range(start, len)?;
-        let (set, clear) = if huge { (VmaFlags::HUGE, VmaFlags::NO_HUGE) } else { (VmaFlags::NO_HUGE, VmaFlags::HUGE) };
-        self.vmas.lock().flag_range(owner.0, (start, end), set, clear).map_err(|_| SpaceError::NotMapped)
+        huge::advise(&mut self.vmas.lock(), owner, (start, end), huge)
     }
 
     fn populate(&self, owner: ProgramId, start: u64, len: u64, write: bool) -> Result<(), SpaceError> {
@@ -528,15 +527,27 @@ impl AddressSpace for Space {
                 },
                 label: vma.label,
                 no_reserve: vma.flags.contains(VmaFlags::NO_RESERVE),
+                huge: huge::advice(vma),
             })
             .collect();
         regions.iter().for_each(each);
     }
 
     fn footprint(&self, owner: ProgramId) -> Footprint {
+        self.footprint_within(owner, 0, u64::MAX)
+    }
+
+    fn footprint_within(&self, owner: ProgramId, start: u64, end: u64) -> Footprint {
         let tree = self.vmas.lock();
-        let resident = tree.owned(owner.0).map(|vma| entries::count(vma.start, vma.end)).sum::<u64>();
-        Footprint { mapped_bytes: tree.owned_bytes(owner.0), resident_bytes: resident * PAGE }
+        let mut sum = Footprint::default();
+        for vma in tree.iter_range(start, end).filter(|vma| vma.owner == owner.0) {
+            entries::count(vma.start.max(start), vma.end.min(end), &mut sum);
+        }
+        sum
+    }
+
+    fn huge_bytes(&self) -> u64 {
+        huge::present_bytes()
     }
 
     fn file_lost(&self, object: ObjectId, pages: Range<u64>, copies: bool) {

@@ -339,17 +339,25 @@ impl AddressSpace for HostSpace {
     fn regions(&self, owner: ProgramId, each: &mut dyn FnMut(&Region)) {
         for mapping in self.inner().mappings.iter().filter(|m| m.owner == owner) {
             let Mapping { start, end, prot, shared, file, label, no_reserve, .. } = mapping.clone();
-            each(&Region { start, end, prot, shared, file, label, no_reserve });
+            each(&Region { start, end, prot, shared, file, label, no_reserve, huge: None });
         }
     }
 
     fn footprint(&self, owner: ProgramId) -> Footprint {
+        self.footprint_within(owner, 0, u64::MAX)
+    }
+
+    fn footprint_within(&self, owner: ProgramId, start: u64, end: u64) -> Footprint {
         let inner = self.inner();
-        let own = || inner.mappings.iter().filter(|m| m.owner == owner);
-        let resident = |at: &&u64| own().any(|m| m.start <= **at && **at < m.end);
+        let own = || {
+            let overlapping = inner.mappings.iter().filter(move |m| m.owner == owner && m.start < end && start < m.end);
+            overlapping.map(move |m| (m.start.max(start), m.end.min(end)))
+        };
+        let resident = |at: &&u64| own().any(|(start, end)| start <= **at && **at < end);
         Footprint {
-            mapped_bytes: own().map(|m| m.end - m.start).sum(),
+            mapped_bytes: own().map(|(start, end)| end - start).sum(),
             resident_bytes: inner.pages.keys().filter(resident).count() as u64 * PAGE,
+            huge_bytes: 0,
         }
     }
 

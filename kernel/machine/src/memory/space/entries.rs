@@ -8,7 +8,7 @@ use core::{
 use logic::vma::{Vma, VmaFlags};
 use rt::{
     page::{Page, PageId},
-    space::{Prot, SpaceError},
+    space::{Footprint, Prot, SpaceError},
 };
 
 use super::{Access, Refused, Source, huge};
@@ -110,17 +110,20 @@ pub fn is_empty(address: u64) -> bool {
     }
 }
 
-/// Pages in memory in the range.
-pub fn count(start: u64, end: u64) -> u64 {
-    let mut pages = 0;
-    paging::for_each_piece(start, end, |from, to, leaf| {
-        let each = (to - from) / PAGE;
-        pages += match leaf {
-            Leaf::Large(_) => each,
-            Leaf::Small(first) => (0..each as usize).filter(|&at| read(first.wrapping_add(at)) != 0).count() as u64,
-        };
+/// Adds the range to `sum`, as mapped, with what of it is in memory.
+pub fn count(start: u64, end: u64, sum: &mut Footprint) {
+    sum.mapped_bytes += end - start;
+    paging::for_each_piece(start, end, |from, to, leaf| match leaf {
+        Leaf::Large(_) => {
+            sum.resident_bytes += to - from;
+            sum.huge_bytes += to - from;
+        }
+        Leaf::Small(first) => {
+            let pages = ((to - from) / PAGE) as usize;
+            let present = (0..pages).filter(|&at| read(first.wrapping_add(at)) != 0).count();
+            sum.resident_bytes += present as u64 * PAGE;
+        }
     });
-    pages
 }
 
 /// Puts a page into an empty entry, and takes over the reference.

@@ -6,13 +6,16 @@
 //! ([`frames::HugePage`]), and the entry goes back to that table in the end.
 //!
 //! # Locking
-//! Every function but [`take`](frames::take_huge) needs the space's lock.
+//! Every function but [`take`](frames::take_huge) and [`present_bytes`] needs the space's lock.
 //!
 //! # Invariants
 //! A huge page's entry is present and [`PRIVATE`]; without access rights there are small pages only.
 //! A table page stays with its 2 MiB of addresses for ever: a CPU that still knows the table from
 //! before finds no entry in it, faults, and is told to forget ([`refresh`]).
-use logic::vma::{Vma, VmaFlags};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use logic::vma::{Vma, VmaFlags, VmaTree};
+use rt::space::{ProgramId, SpaceError};
 
 use super::{
     Source,
@@ -26,6 +29,39 @@ use crate::memory::{
 
 /// Entries of a table.
 const ENTRIES: usize = (LARGE_PAGE / PAGE) as usize;
+
+/// Huge pages that are mapped; changed under the space's lock.
+static PRESENT_PAGES: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of all programs that lie in huge pages.
+pub fn present_bytes() -> u64 {
+    PRESENT_PAGES.load(Ordering::Relaxed) * LARGE_PAGE
+}
+
+/// What madvise said of huge pages, if anything.
+pub fn advice(vma: &Vma<Source>) -> Option<bool> {
+    vma.flags.intersects(VmaFlags::HUGE | VmaFlags::NO_HUGE).then(|| vma.flags.contains(VmaFlags::HUGE))
+}
+
+/// Notes the advice on all that the owner has mapped in the range. A hole is an error once that is done
+/// (madvise(2)).
+pub fn advise(
+    tree: &mut VmaTree<Source>,
+    owner: ProgramId,
+    (start, end): (u64, u64),
+    huge: bool,
+) -> Result<(), SpaceError> {
+    let (set, clear) = if huge { (VmaFlags::HUGE, VmaFlags::NO_HUGE) } else { (VmaFlags::NO_HUGE, VmaFlags::HUGE) };
+    let mut result = Ok(());
+    let mut at = start;
+    while let Err(hole) = tree.flag_range(owner.0, (at, end), set, clear) {
+        result = Err(SpaceError::NotMapped);
+        let next = tree.iter_range(hole.at, end).find(|vma| vma.owner == owner.0);
+        let Some(next) = next else { break };
+        at = next.start;
+    }
+    result
+}
 
 /// True if the mapping would take a huge page for `address`.
 pub fn suits(vma: &Vma<Source>, address: u64) -> bool {
@@ -54,6 +90,7 @@ pub fn install(start: u64, page: frames::HugePage, prot: u8) -> Result<(), frame
     let old = entries::read(entry);
     let page = if old & PRESENT != 0 { page.with_table(old & ADDRESS_MASK) } else { page };
     entries::write(entry, page.into_frame() | entries::rights(prot) | LARGE | PRIVATE);
+    PRESENT_PAGES.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
 
@@ -96,6 +133,7 @@ pub fn split_all(start: u64, end: u64) {
 /// No CPU knows the page afterwards; those that touch it wait for the space's lock.
 fn take_out(start: u64, entry: *mut u64) -> frames::HugePage {
     let value = entries::exchange(entry, 0);
+    PRESENT_PAGES.fetch_sub(1, Ordering::Relaxed);
     if entries::may_be_cached(value) {
         tlb::shoot_down(start, start + LARGE_PAGE);
     }
