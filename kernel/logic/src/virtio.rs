@@ -9,6 +9,7 @@
 //! rules is reset and gets no more requests ([`VirtioError::Lied`]).
 use core::fmt;
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod entropy;
@@ -83,4 +84,5 @@ pub mod device_type {
     pub const BLOCK: u32 = 2;
     pub const CONSOLE: u32 = 3;
     pub const ENTROPY: u32 = 4;
+    pub const BALLOON: u32 = 5;
 }

@@ -84,6 +84,8 @@ impl Dma for Area {
 /// The other side of one virtqueue.
 #[derive(Default)]
 struct Ring {
+    /// What the device offers.
+    most: u16,
     size: u16,
     addresses: Option<QueueAddresses>,
     notified: u32,
@@ -97,6 +99,7 @@ struct State {
     status: u8,
     rings: Vec<Ring>,
     config: Vec<u8>,
+    generation: u32,
 }
 
 /// A machine's memory, handed out to drivers from the start.
@@ -126,9 +129,9 @@ impl Machine {
 
     /// A device with queues of these sizes.
     pub fn device(&self, kind: u32, features: u64, sizes: &[u16], config: &[u8]) -> Device {
-        let rings = sizes.iter().map(|size| Ring { size: *size, ..Ring::default() }).collect();
+        let rings = sizes.iter().map(|size| Ring { size: *size, most: *size, ..Ring::default() }).collect();
         let features = features | super::feature::VERSION_1;
-        let state = State { features, accepted: 0, status: 0, rings, config: config.to_vec() };
+        let state = State { features, accepted: 0, status: 0, rings, config: config.to_vec(), generation: 0 };
         Device { kind, state: Rc::new(RefCell::new(state)), ram: self.ram.clone() }
     }
 }
@@ -152,7 +155,14 @@ impl Transport for Device {
         self.state.borrow().status
     }
     fn set_status(&mut self, status: u8) {
-        self.state.borrow_mut().status = status;
+        let mut state = self.state.borrow_mut();
+        state.status = status;
+        if status == 0 {
+            // A reset forgets the queues.
+            for ring in &mut state.rings {
+                *ring = Ring { size: ring.most, most: ring.most, notified: ring.notified, ..Ring::default() };
+            }
+        }
     }
     fn offered_features(&mut self) -> u64 {
         self.state.borrow().features
@@ -161,7 +171,7 @@ impl Transport for Device {
         self.state.borrow_mut().accepted = features;
     }
     fn max_queue_size(&mut self, queue: u16) -> u16 {
-        self.state.borrow().rings.get(usize::from(queue)).map_or(0, |ring| ring.size)
+        self.state.borrow().rings.get(usize::from(queue)).map_or(0, |ring| ring.most)
     }
     fn set_queue(
         &mut self,
@@ -183,12 +193,31 @@ impl Transport for Device {
         let bytes = state.config.get(offset as usize..).unwrap_or(&[]);
         (0..4).fold(0, |word, n| word | u32::from(bytes.get(n).copied().unwrap_or(0)) << (8 * n))
     }
+    fn set_config32(&mut self, offset: u32, value: u32) {
+        self.configure(offset, value);
+    }
     fn config_generation(&self) -> u32 {
-        0
+        self.state.borrow().generation
     }
 }
 
 impl Device {
+    /// Changes a field of the configuration.
+    pub fn configure(&self, offset: u32, value: u32) {
+        let mut state = self.state.borrow_mut();
+        state.generation += 1;
+        let end = offset as usize + 4;
+        if state.config.len() < end {
+            state.config.resize(end, 0);
+        }
+        state.config[offset as usize..end].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// From now on offers these features.
+    pub fn offer(&self, features: u64) {
+        self.state.borrow_mut().features = features | super::feature::VERSION_1;
+    }
+
     /// How often the driver rang.
     pub fn notified(&self, queue: u16) -> u32 {
         self.state.borrow().rings[usize::from(queue)].notified

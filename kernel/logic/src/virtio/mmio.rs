@@ -126,6 +126,10 @@ impl<R: Registers> Transport for MmioTransport<R> {
         self.registers.read32(CONFIG + offset)
     }
 
+    fn set_config32(&mut self, offset: u32, value: u32) {
+        self.registers.write32(CONFIG + offset, value);
+    }
+
     fn config_generation(&self) -> u32 {
         // Legacy devices have none; the register reads as 0.
         if self.legacy { 0 } else { self.registers.read32(GENERATION) }

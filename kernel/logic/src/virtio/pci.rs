@@ -15,6 +15,7 @@ mod common {
     pub const DEVICE_FEATURE: u32 = 4;
     pub const DRIVER_FEATURE_SELECT: u32 = 8;
     pub const DRIVER_FEATURE: u32 = 12;
+    pub const CONFIG_VECTOR: u32 = 16;
     pub const STATUS: u32 = 20;
     pub const GENERATION: u32 = 21;
     pub const QUEUE_SELECT: u32 = 22;
@@ -189,6 +190,18 @@ impl<R: Registers> Transport for PciTransport<R> {
 
     fn config32(&self, offset: u32) -> u32 {
         self.device.as_ref().map_or(0, |device| device.read32(offset))
+    }
+
+    fn set_config32(&mut self, offset: u32, value: u32) {
+        if let Some(device) = &self.device {
+            device.write32(offset, value);
+        }
+    }
+
+    fn set_config_vector(&mut self, vector: Option<u16>) -> Result<(), VirtioError> {
+        let vector = vector.unwrap_or(NO_VECTOR);
+        self.common.write16(common::CONFIG_VECTOR, vector);
+        if self.common.read16(common::CONFIG_VECTOR) == vector { Ok(()) } else { Err(VirtioError::Unusable) }
     }
 
     fn config_generation(&self) -> u32 {

@@ -69,6 +69,23 @@ impl<D: Dma> Queue<D> {
         Ok(Self { memory, size, free: 0, free_count: size, next, chain_len, available_index: 0, used_index: 0 })
     }
 
+    /// Empty again, as new: for a device that was reset and has forgotten the queue.
+    pub fn clear(&mut self) {
+        for at in (0..bytes_needed(self.size).min(self.memory.len_bytes() - 7)).step_by(8) {
+            self.memory.store64(at, 0);
+        }
+        self.next.clear();
+        self.next.extend((1..self.size).chain([NONE]));
+        self.chain_len.fill(0);
+        (self.free, self.free_count) = (0, self.size);
+        (self.available_index, self.used_index) = (0, 0);
+    }
+
+    /// Nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.free_count == self.size
+    }
+
     pub fn size(&self) -> u16 {
         self.size
     }

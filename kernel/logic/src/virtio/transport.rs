@@ -40,6 +40,11 @@ pub trait Transport {
     fn notify(&mut self, queue: u16);
     /// Little-endian field of the device's configuration.
     fn config32(&self, offset: u32) -> u32;
+    fn set_config32(&mut self, offset: u32, value: u32);
+    /// Which MSI-X table entry tells of changes to the configuration. Lost by a reset.
+    fn set_config_vector(&mut self, _vector: Option<u16>) -> Result<(), VirtioError> {
+        Ok(())
+    }
     fn config_generation(&self) -> u32;
     /// Takes the interrupt back, where a wire needs that.
     fn acknowledge_interrupt(&mut self) {}
@@ -62,6 +67,12 @@ pub trait Transport {
         self.set_status(0);
         (0..RESET_PATIENCE).any(|_| self.status() == 0)
     }
+}
+
+/// As [`negotiate`] once more, after a reset: `before` was agreed on, and must be again.
+pub fn renegotiate(transport: &mut impl Transport, before: u64) -> Result<(), VirtioError> {
+    let now = negotiate(transport, before)?;
+    if now == before { Ok(()) } else { Err(VirtioError::Unusable) }
 }
 
 /// Resets the device and agrees on features: the offered ones among `wanted`.
