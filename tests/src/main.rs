@@ -5,6 +5,7 @@
 //! the test programs have been built (`scripts/test` does all of it). A NAME is part of a test's
 //! name. `vm-tests --measure [NAME...]` takes measurements instead ([`measure`]). The last line is `N passed, N failed, N skipped`; the exit code is 1 if any failed.
 
+mod balloon;
 mod block;
 mod boot;
 mod conformance;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     java::add(&mut suite);
     pressure::add(&mut suite);
     block::add(&mut suite);
+    balloon::add(&mut suite);
     suite.select(options.slice, &options.names);
     if options.list {
         suite.list();

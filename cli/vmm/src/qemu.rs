@@ -36,6 +36,11 @@ pub(crate) fn arguments(machine: &Machine, control: Option<RawFd>) -> Result<Vec
     list.pair("-chardev", "stdio,id=console,signal=off").pair("-serial", "chardev:console");
     list.pair("-device", &format!("isa-debug-exit,iobase={:#x},iosize=4", exit::PORT));
     list.pair("-device", &format!("virtio-rng{}", bus_suffix(machine.machine_type)));
+    // In an exact run its timing would differ each time; the kernel leaves it alone there, too.
+    if !machine.exact {
+        let balloon = bus_suffix(machine.machine_type);
+        list.pair("-device", &format!("virtio-balloon{balloon},free-page-reporting=on,deflate-on-oom=on"));
+    }
     if let Some(socket) = control {
         list.pair("-chardev", &format!("socket,id=control,fd={socket}"));
         list.pair("-device", &format!("virtio-serial{},max_ports=2", bus_suffix(machine.machine_type)));

@@ -14,6 +14,7 @@ const HEADER_TYPE: u16 = 0x0c;
 const BAR_0: u16 = 0x10;
 const BUS_NUMBERS: u16 = 0x18;
 const CAPABILITIES: u16 = 0x34;
+const INTERRUPT: u16 = 0x3c;
 
 const COMMAND_PORTS: u32 = 1;
 const COMMAND_MEMORY: u32 = 1 << 1;
@@ -216,6 +217,19 @@ pub fn capabilities<'c, C: ConfigSpace>(
 pub fn enable(config: &impl ConfigSpace, function: &Function) {
     let command = config.read(function.address, COMMAND) & 0xffff;
     config.write(function.address, COMMAND, command | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_WIRE);
+}
+
+/// Lets the function use its interrupt wire.
+pub fn use_wire(config: &impl ConfigSpace, function: &Function) {
+    let command = config.read(function.address, COMMAND) & 0xffff;
+    config.write(function.address, COMMAND, command & !COMMAND_NO_WIRE);
+}
+
+/// The ISA interrupt to which firmware has led the function's wire, if it has one and did.
+pub fn interrupt_line(config: &impl ConfigSpace, function: &Function) -> Option<u8> {
+    let register = config.read(function.address, INTERRUPT);
+    let (line, pin) = (register as u8, (register >> 8) as u8);
+    ((1..16).contains(&line) && (1..=4).contains(&pin)).then_some(line)
 }
 
 pub fn msix(config: &impl ConfigSpace, function: &Function) -> Option<Msix> {

@@ -88,7 +88,7 @@ impl Runtime for Machine {
 
     fn page_alloc(&self, zeroed: bool) -> Result<PageId, OutOfFrames> {
         loop {
-            match frames::take_page(zeroed) {
+            match frames::take_file_page(zeroed) {
                 Ok(frame) => return Ok(PageId(frame)),
                 Err(out) if this_cpu().lock_depth.get() != 0 || !reclaim::reclaim() => return Err(out),
                 Err(_) => {}

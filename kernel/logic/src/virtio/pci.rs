@@ -44,6 +44,8 @@ pub struct Layout {
     pub common: Place,
     pub notify: Place,
     pub notify_multiplier: u32,
+    /// Read to take the interrupt back, where it comes by wire.
+    pub interrupt_status: Option<Place>,
     pub device: Option<Place>,
 }
 
@@ -62,7 +64,7 @@ pub fn device_type(function: &Function) -> Option<u32> {
 impl Layout {
     pub fn find(config: &impl ConfigSpace, function: &Function) -> Result<Self, VirtioError> {
         let device_type = device_type(function).ok_or(VirtioError::NotThere)?;
-        let (mut common, mut notify, mut device) = (None, None, None);
+        let (mut common, mut notify, mut interrupt_status, mut device) = (None, None, None, None);
         for (id, offset) in pci::capabilities(config, function) {
             let word = |n: u16| config.read(function.address, offset + n);
             // The header is 16 bytes, and within the 256 of the space.
@@ -76,13 +78,14 @@ impl Layout {
             match word(0) >> 24 {
                 1 => common = common.or(Some(place)),
                 2 if offset <= 0xec => notify = notify.or(Some((place, word(16)))),
+                3 if place.len > 0 => interrupt_status = interrupt_status.or(Some(place)),
                 4 => device = device.or(Some(place)),
                 _ => {}
             }
         }
         let common = common.filter(|place| place.len >= common::LEN).ok_or(VirtioError::Unusable)?;
         let (notify, notify_multiplier) = notify.ok_or(VirtioError::Unusable)?;
-        Ok(Self { device_type, common, notify, notify_multiplier, device })
+        Ok(Self { device_type, common, notify, notify_multiplier, interrupt_status, device })
     }
 }
 
@@ -93,6 +96,7 @@ pub struct PciTransport<R> {
     notify: R,
     notify_len: u32,
     notify_multiplier: u32,
+    interrupt_status: Option<R>,
     device: Option<R>,
     /// Doorbell of each queue that was set up: an offset in `notify`.
     doorbells: [Option<u32>; 8],
@@ -108,6 +112,7 @@ impl<R: Registers> PciTransport<R> {
             notify: mapped(layout.notify)?,
             notify_len: layout.notify.len,
             notify_multiplier: layout.notify_multiplier,
+            interrupt_status: layout.interrupt_status.map(&mut mapped).transpose()?,
             device: layout.device.map(mapped).transpose()?,
             doorbells: [None; 8],
         })
@@ -190,6 +195,12 @@ impl<R: Registers> Transport for PciTransport<R> {
 
     fn config32(&self, offset: u32) -> u32 {
         self.device.as_ref().map_or(0, |device| device.read32(offset))
+    }
+
+    fn acknowledge_interrupt(&mut self) {
+        if let Some(status) = &self.interrupt_status {
+            status.read8(0);
+        }
     }
 
     fn set_config32(&mut self, offset: u32, value: u32) {

@@ -105,7 +105,11 @@ impl Found {
                 if !host.enable(&function) {
                     return Err(VirtioError::NoRoom);
                 }
-                let layout = Layout::find(&*host, &function)?;
+                let mut layout = Layout::find(&*host, &function)?;
+                if host.has_messages(&function) {
+                    // Then nobody need ask why it interrupted.
+                    layout.interrupt_status = None;
+                }
                 let map =
                     |place: logic::virtio::pci::Place| host.map_bar(&function, place.bar, place.offset, place.len);
                 let transport = PciTransport::new(&layout, map)?;
@@ -121,7 +125,11 @@ impl Wire {
     pub fn connect(&self, run: fn(usize), data: usize) -> Option<Connected> {
         match self {
             Self::Pci(host, function) => {
-                host.connect_interrupt(function, run, data).map(|entry| Connected { entry: Some(entry) })
+                if host.has_messages(function) {
+                    host.connect_interrupt(function, run, data).map(|entry| Connected { entry: Some(entry) })
+                } else {
+                    host.connect_wire(function, run, data).then_some(Connected { entry: None })
+                }
             }
             Self::Mmio(place) => {
                 let vector = irq::allocate(run, data)?;
@@ -178,6 +186,12 @@ impl Transport for DeviceTransport {
     }
     fn config32(&self, offset: u32) -> u32 {
         either!(self, transport => transport.config32(offset))
+    }
+    fn set_config32(&mut self, offset: u32, value: u32) {
+        either!(self, transport => transport.set_config32(offset, value))
+    }
+    fn set_config_vector(&mut self, vector: Option<u16>) -> Result<(), VirtioError> {
+        either!(self, transport => transport.set_config_vector(vector))
     }
     fn config_generation(&self) -> u32 {
         either!(self, transport => transport.config_generation())

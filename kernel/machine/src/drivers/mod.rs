@@ -18,6 +18,7 @@ pub mod power;
 pub mod ram_disk;
 pub mod rtc;
 pub mod serial;
+mod virtio_balloon;
 pub mod virtio_blk;
 mod virtio_net;
 mod virtio_rng;
@@ -25,12 +26,22 @@ mod virtio_rng;
 static DISKS: Once<Vec<Arc<dyn BlockDevice>>> = Once::new();
 static NETWORKS: Once<Vec<Arc<dyn NetDevice>>> = Once::new();
 
+/// A device whose driver can stop and go on, for snapshots of the machine.
+pub trait Quiesce: Send + Sync {
+    /// Waits for the requests in flight and resets the device; new requests wait. In task context. False:
+    /// the device does not stop, or was given up before; the driver goes on as before.
+    fn quiesce(&self) -> bool;
+    /// Starts the device again, with the features it had, and lets requests go on. An error: it is not
+    /// the same device any more, and is given up.
+    fn resume(&self) -> Result<(), VirtioError>;
+}
+
 /// Which devices a run may use. In `exact` mode, what a device gives or when would differ from run
 /// to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub disks: bool,
-    /// The entropy device, the control channel and the network.
+    /// The entropy device, the control channel, the network and the balloon.
     pub outside_world: bool,
 }
 
@@ -53,6 +64,7 @@ pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevic
             device_type::NETWORK if wanted.outside_world => {
                 virtio_net::start(found).map(|network| found_networks.push(network))
             }
+            device_type::BALLOON if wanted.outside_world => virtio_balloon::start(found).map(|_| ()),
             _ => continue,
         };
         match started {
@@ -71,6 +83,7 @@ fn name(device_type: u32) -> &'static str {
         device_type::BLOCK => "disk",
         device_type::NETWORK => "network device",
         device_type::CONSOLE => "console",
+        device_type::BALLOON => "balloon",
         device_type::ENTROPY => "source of random bytes",
         _ => "device",
     }

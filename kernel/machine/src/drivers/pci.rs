@@ -13,7 +13,7 @@ use logic::{
 use x86_64::instructions::port::Port;
 
 use super::memory::Window;
-use crate::cpu::{apic, exits, irq, lock::IrqSpin};
+use crate::cpu::{apic, exits, ioapic, irq, lock::IrqSpin};
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
@@ -36,6 +36,9 @@ pub struct Host {
     first_bus: u8,
     /// For 32-bit and for 64-bit BARs.
     spare: IrqSpin<(BarWindow, BarWindow)>,
+    /// Where the ISA interrupts arrive, to which firmware may have led a function's wire: (global
+    /// interrupt, active low).
+    isa_routes: [(u32, bool); 16],
 }
 
 impl Host {
@@ -47,7 +50,11 @@ impl Host {
             let ecam = acpi.ecam.iter().find(|ecam| ecam.segment == 0)?;
             (Access::Ecam(*ecam, BTreeMap::new()), ecam.first_bus)
         };
-        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new(spare_windows(acpi)) })
+        let isa_routes = core::array::from_fn(|irq| {
+            let (gsi, _, active_low) = acpi.isa_route(irq as u8);
+            (gsi, active_low)
+        });
+        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new(spare_windows(acpi)), isa_routes })
     }
 
     pub fn functions(&self) -> Vec<Function> {
@@ -71,6 +78,25 @@ impl Host {
         let end = u64::from(offset).checked_add(u64::from(len))?;
         let usable = len > 0 && end <= bar.len && bar.address != 0 && offset.is_multiple_of(4);
         usable.then(|| Window::map(bar.address + u64::from(offset), len))
+    }
+
+    /// It can interrupt by messages.
+    pub fn has_messages(&self, function: &Function) -> bool {
+        pci::msix(self, function).is_some()
+    }
+
+    /// Lets the function's interrupt wire call `run(data)` on this CPU, for a function without MSI-X.
+    /// False: firmware has not said where the wire leads, or all vectors are taken. The line is not
+    /// shared: whoever has messages does not use its wire.
+    pub fn connect_wire(&self, function: &Function, run: fn(usize), data: usize) -> bool {
+        let Some(irq) = pci::interrupt_line(self, function) else { return false };
+        let (gsi, active_low) = self.isa_routes[usize::from(irq)];
+        let Some(vector) = irq::allocate(run, data) else { return false };
+        let routed = ioapic::route(gsi, vector, true, active_low, apic::id());
+        if routed {
+            pci::use_wire(self, function);
+        }
+        routed
     }
 
     /// Points MSI-X table entry 0 at `run(data)` on this CPU, and turns MSI-X on. None: the function

@@ -47,11 +47,26 @@ struct Cache {
     count: usize,
 }
 
-struct Caches(UnsafeCell<[Cache; MAX_CPUS]>);
+/// What a frame is for. Frames of the kernel and of files live long and come one by one between those of
+/// applications; taken from among them, each would keep 2 MiB from coming together again. So they come
+/// from blocks of their own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Application,
+    Kernel,
+    File,
+}
+const KINDS: usize = 3;
+/// Of a block of their own: [`CACHE_REFILL`] frames.
+const BLOCK_ORDER: usize = 5;
+const _: () = assert!(1 << BLOCK_ORDER == CACHE_REFILL);
+
+struct Caches(UnsafeCell<[[Cache; KINDS]; MAX_CPUS]>);
 // SAFETY: each CPU touches its own entry only, with interrupts off.
 unsafe impl Sync for Caches {}
 
-static CACHES: Caches = Caches(UnsafeCell::new([const { Cache { frames: [0; CACHE], count: 0 } }; MAX_CPUS]));
+static CACHES: Caches =
+    Caches(UnsafeCell::new([const { [const { Cache { frames: [0; CACHE], count: 0 } }; KINDS] }; MAX_CPUS]));
 static BUDDY: IrqSpin<Option<Buddy<'static>>> = IrqSpin::new(None);
 static RECORDS: AtomicPtr<FrameRecord> = AtomicPtr::new(ptr::null_mut());
 static FIRST_FRAME: AtomicU64 = AtomicU64::new(0);
@@ -144,33 +159,41 @@ fn counted(frame: u64) -> &'static FrameRecord {
     record(frame).unwrap_or_else(|| panic!("frame {frame:#x} has no record"))
 }
 
-/// Runs `with` on this CPU's cache.
-fn with_cache<T>(with: impl FnOnce(&mut Cache) -> T) -> T {
+/// Runs `with` on this CPU's cache for `kind`.
+fn with_cache<T>(kind: Kind, with: impl FnOnce(&mut Cache) -> T) -> T {
     let _off = InterruptsOff::enter();
     let cpu = if percpu::ready() { percpu::this_cpu().index.get() as usize } else { 0 };
     // SAFETY: this CPU's entry, and interrupts are off.
-    with(unsafe { &mut (*CACHES.0.get())[cpu] })
+    with(unsafe { &mut (*CACHES.0.get())[cpu][kind as usize] })
 }
 
 /// A frame with reference count 1, for the kernel itself: it may come from the reserve. Its physical
 /// address is the result.
 pub fn take(zeroed: bool) -> Result<u64, OutOfFrames> {
-    take_above(0, zeroed)
+    take_above(0, Kind::Kernel, zeroed)
 }
 
 /// A frame for an application's page or a file's: never from the reserve, so that the kernel can still
 /// make the page tables and objects that reclaim and the end of a program need.
 pub fn take_page(zeroed: bool) -> Result<u64, OutOfFrames> {
-    take_above(RESERVE.load(Ordering::Relaxed), zeroed)
+    take_above(RESERVE.load(Ordering::Relaxed), Kind::Application, zeroed)
+}
+
+/// As [`take_page`], for a page that a cache or a file keeps.
+pub fn take_file_page(zeroed: bool) -> Result<u64, OutOfFrames> {
+    take_above(RESERVE.load(Ordering::Relaxed), Kind::File, zeroed)
 }
 
 /// Takes a frame, if the buddy allocator keeps at least `reserve` of them.
-fn take_above(reserve: u64, zeroed: bool) -> Result<u64, OutOfFrames> {
-    if zeroed && let Some(frame) = zeroed::take() {
+fn take_above(reserve: u64, kind: Kind, zeroed: bool) -> Result<u64, OutOfFrames> {
+    if zeroed
+        && kind == Kind::Application
+        && let Some(frame) = zeroed::take()
+    {
         return Ok(frame);
     }
     // The last frames of all are those of the zeroed pool.
-    let Ok(frame) = take_any(reserve) else { return zeroed::take().ok_or(OutOfFrames) };
+    let Ok(frame) = take_any(reserve, kind) else { return zeroed::take().ok_or(OutOfFrames) };
     counted(frame).references.store(1, Ordering::Relaxed);
     if zeroed {
         zero(frame);
@@ -178,13 +201,21 @@ fn take_above(reserve: u64, zeroed: bool) -> Result<u64, OutOfFrames> {
     Ok(frame)
 }
 
-fn take_any(reserve: u64) -> Result<u64, OutOfFrames> {
-    with_cache(|cache| {
+fn take_any(reserve: u64, kind: Kind) -> Result<u64, OutOfFrames> {
+    with_cache(kind, |cache| {
         if cache.count == 0 {
             let mut buddy = BUDDY.lock();
             let buddy = buddy.as_mut().ok_or(OutOfFrames)?;
             if buddy.free_frames() <= reserve {
                 return Err(OutOfFrames);
+            }
+            if kind != Kind::Application
+                && let Some(first) = buddy.alloc(BLOCK_ORDER)
+            {
+                // The lowest is given out first.
+                let numbers = (first..first + CACHE_REFILL as u64).rev();
+                cache.frames.iter_mut().zip(numbers).for_each(|(place, number)| *place = number * PAGE);
+                cache.count = CACHE_REFILL;
             }
             while cache.count < CACHE_REFILL {
                 let Some(number) = buddy.alloc(0) else { break };
@@ -218,7 +249,7 @@ pub fn take_table() -> Option<u64> {
 
 /// Gives a frame back that [`take`] gave out, whatever its count says.
 fn give(frame: u64) {
-    with_cache(|cache| {
+    with_cache(Kind::Application, |cache| {
         if cache.count == CACHE {
             let mut buddy = BUDDY.lock();
             if let Some(buddy) = buddy.as_mut() {
@@ -255,6 +286,26 @@ pub fn take_run(order: u32) -> Option<u64> {
 pub fn give_run(frame: u64, order: u32) {
     if let Some(buddy) = BUDDY.lock().as_mut() {
         buddy.free(frame / PAGE, order as usize);
+    }
+}
+
+/// A free block of at least this order that the host may still have memory for, taken to be reported:
+/// (address, order).
+pub fn take_unreported(least_order: u32) -> Option<(u64, u32)> {
+    let (number, order) = BUDDY.lock().as_mut()?.take_unreported(least_order as usize)?;
+    Some((number * PAGE, order as u32))
+}
+
+/// True if [`take_unreported`] would find one.
+pub fn has_unreported(least_order: u32) -> bool {
+    BUDDY.lock().as_ref().is_some_and(|buddy| buddy.has_unreported(least_order as usize))
+}
+
+/// Gives a block of [`take_unreported`] back; `reported`: the host has let go of it.
+pub fn give_after_report(frame: u64, order: u32, reported: bool) {
+    if let Some(buddy) = BUDDY.lock().as_mut() {
+        let give = if reported { Buddy::free_reported } else { Buddy::free };
+        give(buddy, frame / PAGE, order as usize);
     }
 }
 

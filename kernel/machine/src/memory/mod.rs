@@ -6,6 +6,7 @@
 //! | 0xffff_8880_0000_0000 .. | direct map of all RAM: writable, never executable ([`paging`]) |
 //! | 0xffff_c900_0000_0000 .. | kernel stacks with guards ([`stacks`]), device windows ([`mmio`]) |
 //! | 0xffff_ffff_8010_0000 .. | the kernel image: text, read-only data, data |
+pub mod balloon;
 pub mod early;
 pub mod fault;
 pub mod frames;

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use rt::sync::Mutex;
 use spin::Once;
 
-use super::heap;
+use super::{balloon, heap};
 
 /// Pages asked of the caches at a time.
 const PAGES: usize = 64;
@@ -39,6 +39,11 @@ pub fn add_reclaimer(reclaimer: Reclaimer) {
 
 /// Asks for memory back. True if it is worth trying again.
 pub fn reclaim() -> bool {
+    reclaim_caches() || balloon::deflate()
+}
+
+/// As [`reclaim`], but for what was lent to the host.
+pub fn reclaim_caches() -> bool {
     let freed_before = FREED.load(Ordering::Relaxed);
     let _one_at_a_time = RECLAIMING.lock();
     FREED.load(Ordering::Relaxed) != freed_before || ask_caches()

@@ -17,7 +17,7 @@ use crate::{
         exits,
         percpu::{self, MAX_CPUS, PerCpu, this_cpu},
     },
-    memory::{frames, heap, tlb},
+    memory::{balloon, frames, heap, tlb},
     time,
 };
 
@@ -43,6 +43,7 @@ pub fn idle_loop() -> ! {
     let mut window = PollWindow::new();
     loop {
         heap::empty_if_unwanted();
+        balloon::tell_watcher();
         interrupts::disable();
         cpu.idle.store(true, Ordering::SeqCst);
         // Whoever sets this from here on has the loop go round once more.
