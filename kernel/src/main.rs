@@ -62,7 +62,7 @@ fn kernel_main(info: BootInfo) -> ! {
         nice: 0,
     };
     if tasks::spawn(spec, &mut |_| ()).is_err() {
-        boot::malformed(format_args!("too little memory for the first task"));
+        boot::out_of_memory(format_args!("none for the first task"));
     }
     tasks::idle_loop()
 }

@@ -16,6 +16,8 @@ use crate::{
 
 const LIMIT_S: u64 = 30;
 const MIB: u64 = 1 << 20;
+/// As after SIGKILL.
+const KILLED: u8 = 128 + 9;
 
 pub fn add(suite: &mut Suite) {
     for machine_type in [MachineType::Q35, MachineType::Microvm] {
@@ -72,6 +74,7 @@ pub fn add(suite: &mut Suite) {
         suite.add(Slice::Default, name, move || network(machine_type));
     }
     suite.add(Slice::Default, "boot/init-is-missing", || missing_init("/no/such/program"));
+    suite.add(Slice::Default, "boot/too-little-memory", too_little_memory);
     suite.add(Slice::Default, "boot/exact-repeats", exact);
 }
 
@@ -122,6 +125,35 @@ fn network(machine_type: MachineType) -> Verdict {
         Ok(run) => run.fail(format!("{:?}, ended as {:?}", run.report.tests, run.report.outcome)),
         Err(why) => Verdict::Failed(why),
     }
+}
+
+/// From a machine that does not even hold the kernel to one that runs the program: each ends with a line
+/// that says why it cannot, or in order; none panics or hangs.
+fn too_little_memory() -> Verdict {
+    const KIB: u64 = 1 << 10;
+    let (mut ran, mut spoke) = (0, false);
+    for memory_bytes in (2304 * KIB..6 * MIB).step_by(144 << 10) {
+        let change = |machine| Machine {
+            machine_type: MachineType::Microvm,
+            memory_bytes,
+            ..with_image(machine, ImageAs::Disk)
+        };
+        let run = match run_hello(&change) {
+            Ok(run) => run,
+            Err(why) => return Verdict::Failed(why),
+        };
+        let output = String::from_utf8_lossy(&run.output).into_owned();
+        let says_why = output.contains("demitasse: ");
+        match run.report.outcome {
+            Outcome::Exited { code: 0, .. } if output == "hello\n" => ran += 1,
+            Outcome::Exited { code: KILLED, .. } if output.contains("out of memory") => {}
+            Outcome::OutOfMemory | Outcome::BadBoot if says_why => spoke = true,
+            // RAM ends inside the kernel: there is no stack to speak from.
+            Outcome::Panicked { ref cause } if !spoke && cause.contains("reset itself") => {}
+            ref outcome => return run.fail(format!("with {} KiB: {outcome:?}", memory_bytes / KIB)),
+        }
+    }
+    if ran > 0 { Verdict::Passed } else { Verdict::Failed("it never ran".into()) }
 }
 
 /// It must end with a message and without a panic.

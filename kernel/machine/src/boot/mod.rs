@@ -110,6 +110,12 @@ pub fn malformed(what: core::fmt::Arguments<'_>) -> ! {
     crate::drivers::power::off(abi::exit::BAD_BOOT)
 }
 
+/// Ends the machine: it has too little memory for the kernel alone.
+pub fn out_of_memory(what: core::fmt::Arguments<'_>) -> ! {
+    crate::panic::print_raw(format_args!("demitasse: error: too little memory: {what}\n"));
+    crate::drivers::power::off(abi::exit::OUT_OF_MEMORY)
+}
+
 /// Final page tables and the frame allocator.
 fn map_memory(pvh: &pvh::Pvh) {
     // SAFETY: a linker symbol's address.

@@ -21,12 +21,15 @@ pub fn init(start: u64, end: u64) {
     *ARENA.lock() = Arena { next: start.next_multiple_of(PAGE), end: end.min(BOOT_REACH) };
 }
 
-/// Physical address of `bytes` (rounded up to pages) of fresh, *not* zeroed memory. Panics when the
-/// machine has too little; nothing can run then.
+/// Physical address of `bytes` (rounded up to pages) of fresh, *not* zeroed memory. Ends the machine as
+/// out of memory when it has too little; nothing can run then.
 pub fn take(bytes: u64) -> u64 {
     let mut arena = ARENA.lock();
     let bytes = bytes.next_multiple_of(PAGE);
-    assert!(arena.end - arena.next >= bytes, "too little memory: boot needs {} KiB more", bytes >> 10);
+    if arena.end.saturating_sub(arena.next) < bytes {
+        let there = arena.end.saturating_sub(arena.next) >> 10;
+        crate::boot::out_of_memory(format_args!("boot needs {} KiB more, {there} KiB are left", bytes >> 10));
+    }
     let taken = arena.next;
     arena.next += bytes;
     taken

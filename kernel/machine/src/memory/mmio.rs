@@ -21,7 +21,7 @@ pub fn map(physical: u64, len: u64) -> *mut u8 {
             physical - offset + page * PAGE,
             WRITABLE | UNCACHED | WRITE_THROUGH,
         )
-        .expect("page tables for a device window");
+        .unwrap_or_else(|| crate::boot::out_of_memory(format_args!("no page tables for a device window")));
     }
     (start + offset) as *mut u8
 }

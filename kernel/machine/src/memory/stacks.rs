@@ -75,9 +75,10 @@ impl Drop for KernelStack {
     }
 }
 
-/// A stack for good (IST, idle, panic): its top.
+/// A stack for good (IST, idle, panic): its top. Without memory for it the machine ends: a CPU cannot
+/// run without.
 pub fn leak(bytes: usize) -> u64 {
-    map_fresh(bytes).expect("memory for a CPU's stacks")
+    map_fresh(bytes).unwrap_or_else(|_| crate::boot::out_of_memory(format_args!("none for a CPU's stacks")))
 }
 
 fn map_fresh(bytes: usize) -> Result<u64, OutOfFrames> {

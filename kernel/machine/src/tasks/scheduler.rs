@@ -493,7 +493,8 @@ pub fn start_reaper() {
         affinity: u64::MAX,
         nice: 0,
     };
-    let reaper = task::spawn(spec, &mut |_| ()).expect("memory for the reaper");
+    let reaper = task::spawn(spec, &mut |_| ())
+        .unwrap_or_else(|_| crate::boot::out_of_memory(format_args!("none for the reaper")));
     REAPER.call_once(|| reaper);
 }
 
