@@ -48,11 +48,17 @@ impl Personality for Linux {
                 thread.record_fault(record);
                 send::force(task, thread, info);
             }
-            None => threads::end_largest_program(),
+            None => threads::end_largest_program(&thread.program),
         }
         let mut cx = Ctx::new(task, thread, frame);
         deliver(&mut cx, None);
         finish(&mut cx);
+    }
+
+    fn out_of_memory(&self, task: &TaskRef) -> bool {
+        let Some(thread) = Thread::of(task) else { return false };
+        threads::end_largest_program(&thread.program);
+        thread.program.ending().is_none()
     }
 
     fn exit_work(&self, task: &TaskRef, frame: &mut TrapFrame) {

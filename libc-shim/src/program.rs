@@ -198,14 +198,15 @@ impl Program {
     }
 
     /// Makes the program end with `status`, unless it is ending already: every thread leaves at its
-    /// next return to application code, blocked ones are woken for it.
-    pub fn end(&self, status: ExitStatus) {
+    /// next return to application code, blocked ones are woken for it. True: it was this call.
+    pub fn end(&self, status: ExitStatus) -> bool {
         if self.ending.compare_exchange(0, status.encode(), Ordering::SeqCst, Ordering::SeqCst).is_err() {
-            return;
+            return false;
         }
         for task in self.threads.lock().iter() {
             task.interrupt();
         }
+        true
     }
 
     /// Takes a thread that ends off the list; true if it was the last.

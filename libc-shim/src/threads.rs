@@ -1,11 +1,11 @@
 //! Threads come and go: clone, exit, and what glibc registers in between.
 use alloc::{boxed::Box, sync::Arc};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use rt::{
     regs::TrapFrame,
     rt,
-    task::{Start, TaskRef, TaskSpec},
+    task::{ParkMode, Start, TaskRef, TaskSpec},
 };
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     errno::{E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, ESRCH, SysResult},
     futex,
     mm::SPACE_END,
-    program::{self, ExitStatus},
+    program::{self, ExitStatus, Program},
     thread::{self, Thread},
 };
 
@@ -268,14 +268,31 @@ fn power_off(status: ExitStatus) -> ! {
     rt().power_off(status.shell_code())
 }
 
-/// The caller's own task ends the largest program when memory has run out.
-pub fn end_largest_program() {
+/// Memory has run out under a task of `own`: the largest program is ended. While one is on its way out,
+/// others wait for what it leaves, for a while; then the next one goes.
+pub fn end_largest_program(own: &Program) {
+    const PATIENCE_NS: u64 = 2_000_000_000;
+    static LAST_NS: AtomicU64 = AtomicU64::new(0);
+    if own.ending().is_some() {
+        return;
+    }
+    let now = rt().now_ns();
+    let programs = program::all();
+    let one_is_leaving = programs.iter().any(|program| program.ending().is_some());
+    if one_is_leaving && now.saturating_sub(LAST_NS.load(Ordering::Relaxed)) < PATIENCE_NS {
+        rt().park(Some(now + 1_000_000), ParkMode::Uninterruptible);
+        return;
+    }
     let space = rt().address_space();
-    let largest = program::all().into_iter().max_by_key(|program| space.footprint(program.owner).resident_bytes);
-    if let Some(program) = largest {
-        let resident = space.footprint(program.owner).resident_bytes;
-        log::error!("out of memory: ended {}[{}], {} KiB resident", program.name(), program.pid, resident >> 10);
-        program.end(ExitStatus::Signal(crate::signal::SIGKILL as u8));
+    let resident = |program: &Program| space.footprint(program.owner).resident_bytes;
+    let alive = programs.iter().filter(|program| program.ending().is_none());
+    let Some((bytes, program)) = alive.map(|program| (resident(program), program)).max_by_key(|found| found.0) else {
+        return;
+    };
+    LAST_NS.store(now, Ordering::Relaxed);
+    let name = program.name();
+    if program.end(ExitStatus::Signal(crate::signal::SIGKILL as u8)) {
+        log::error!("out of memory: ended {name}[{}], {} KiB resident", program.pid, bytes >> 10);
     }
 }
 

@@ -18,8 +18,9 @@ const MIB: u64 = 1 << 20;
 const KILLED: u8 = 128 + 9;
 
 pub fn add(suite: &mut Suite) {
-    for cpus in [1, 2] {
-        suite.add(Slice::Default, format!("pressure/memory-exhausted/{cpus}-cpu"), move || exhausted(cpus));
+    for (how, cpus) in [("touch", 1), ("touch", 2), ("threads", 2), ("read", 1), ("read", 2)] {
+        let name = format!("pressure/memory-exhausted/by-{how}/{cpus}-cpu");
+        suite.add(Slice::Default, name, move || exhausted(how, cpus));
     }
     suite.add(Slice::Default, "pressure/java-hello-in-48-mib", || java::hello(17, 1, &["--memory", "48M"]));
     for cpus in [1, 2] {
@@ -29,9 +30,10 @@ pub fn add(suite: &mut Suite) {
 }
 
 /// The program is ended with one line that names it, and the machine in order.
-fn exhausted(cpus: u32) -> Verdict {
+fn exhausted(how: &str, cpus: u32) -> Verdict {
     let run = guest::compiled("exhaust-memory").and_then(|program| {
-        let machine = guest::machine("/program", LIMIT_S);
+        let mut machine = guest::machine("/program", LIMIT_S);
+        machine.boot.args = vec![how.into()];
         let image = guest::image(image_of(&program)?, ImageAs::Disk);
         guest::run(&Machine { cpus, memory_bytes: 64 * MIB, machine_type: MachineType::Q35, image, ..machine })
     });

@@ -126,6 +126,12 @@ pub trait Personality: Sync {
     fn syscall(&self, task: &TaskRef, frame: &mut TrapFrame);
     /// Application code faulted: turn it into a signal. Interrupts are on; may sleep.
     fn fault(&self, task: &TaskRef, frame: &mut TrapFrame, fault: AppFault);
+    /// Kernel code touches application memory for `task`, and no frame is left for it, not even by
+    /// reclaim. True: something was done about it, and the access is tried again; else it fails. Interrupts
+    /// are on; may sleep.
+    fn out_of_memory(&self, _task: &TaskRef) -> bool {
+        false
+    }
     /// Called before a return to application code, once after each [`task::Task::interrupt`].
     fn exit_work(&self, task: &TaskRef, frame: &mut TrapFrame);
 }

@@ -1,6 +1,9 @@
 #![allow(unsafe_code, reason = "reads the exception table between linker symbols")]
 //! Page faults: who faulted, and what becomes of it.
-use rt::{regs::TrapFrame, task::AppFault};
+use rt::{
+    regs::TrapFrame,
+    task::{AppFault, TaskRef},
+};
 use x86_64::instructions::interrupts;
 
 use super::{
@@ -8,6 +11,7 @@ use super::{
     space::{self, Access, Refused},
     user,
 };
+use crate::tasks;
 
 const ERROR_PRESENT: u64 = 1;
 const ERROR_WRITE: u64 = 1 << 1;
@@ -72,9 +76,17 @@ pub fn from_kernel(frame: &mut TrapFrame, address: u64) -> bool {
         if frame.rflags & INTERRUPT_FLAG != 0 {
             interrupts::enable();
         }
-        let served = space::fault(address, access(frame.error));
+        let served = match space::fault(address, access(frame.error)) {
+            Ok(()) => true,
+            // The instruction faults again, if something was done about it.
+            Err(Refused::OutOfMemory) => {
+                let task: TaskRef = tasks::current();
+                rt::personality().is_some_and(|personality| personality.out_of_memory(&task))
+            }
+            Err(_) => false,
+        };
         interrupts::disable();
-        if served.is_ok() {
+        if served {
             return true;
         }
     }
