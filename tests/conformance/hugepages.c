@@ -196,6 +196,22 @@ static void memory_files(void)
     CHECK("that has a policy of its own", access("/sys/kernel/mm/transparent_hugepage/shmem_enabled", R_OK) == 0);
 }
 
+/* Faulting in ahead leaves nothing to fault in, whatever the pages' size. */
+static void populate(void)
+{
+    char *at = reserve(3);
+    NEED(madvise(at + PAGE, 3 * HUGE - 2 * PAGE, MADV_HUGEPAGE) == 0);
+    CHECK("MADV_POPULATE_WRITE", madvise(at, 3 * HUGE, 23) == 0);
+    unsigned char state[3 * PAGES];
+    NEED(mincore(at, 3 * HUGE, state) == 0);
+    int missing = 0;
+    for (unsigned long page = 0; page < 3 * PAGES; page++)
+        missing += !(state[page] & 1);
+    CHECK_EQUAL("all of it is there", missing, 0);
+    CHECK("and zero", zero(at, 0, 3 * PAGES));
+    NEED(munmap(at, 3 * HUGE) == 0);
+}
+
 static void policy(void)
 {
     char text[64] = "";
@@ -213,6 +229,7 @@ int main(void)
     advice();
     parts();
     advice_later();
+    populate();
     memory_files();
     policy();
     return finish();

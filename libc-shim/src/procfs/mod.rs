@@ -453,7 +453,7 @@ const SYS: &[(&str, Item)] = &[
         Item::Directory(&[(
             "mm",
             Item::Directory(&[
-                ("hugepages", Item::Directory(&[])),
+                ("hugepages", Item::Directory(&[("hugepages-2048kB", Item::Directory(HUGETLB_POOL))])),
                 (
                     "transparent_hugepage",
                     Item::Directory(&[
@@ -469,6 +469,15 @@ const SYS: &[(&str, Item)] = &[
     ),
     // No controllers: nothing is mounted here, and nothing pretends to be.
     ("fs", Item::Directory(&[("cgroup", Item::Directory(&[]))])),
+];
+
+/// The pool for MAP_HUGETLB: there is none, as on a Linux that was not told to keep one.
+const HUGETLB_POOL: &[(&str, Item)] = &[
+    ("nr_hugepages", Item::Text("0\n")),
+    ("nr_overcommit_hugepages", Item::Text("0\n")),
+    ("free_hugepages", Item::Text("0\n")),
+    ("resv_hugepages", Item::Text("0\n")),
+    ("surplus_hugepages", Item::Text("0\n")),
 ];
 
 const CPU_LISTS: [&str; 3] = ["online", "possible", "present"];

@@ -426,11 +426,14 @@ impl AddressSpace for Space {
             return Err(SpaceError::NotMapped);
         }
         let access = if write { Access::Write } else { Access::Read };
-        for address in (start..end).step_by(PAGE as usize) {
+        let mut address = start;
+        while address < end {
             self.fault(address, access).map_err(|refused| match refused {
                 Refused::OutOfMemory => SpaceError::NoMemory,
                 _ => SpaceError::NotMapped,
             })?;
+            let _tree = self.vmas.lock();
+            address = huge::page_end(address);
         }
         Ok(())
     }

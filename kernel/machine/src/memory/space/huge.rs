@@ -63,6 +63,14 @@ pub fn advise(
     result
 }
 
+/// Where the page at `address`, huge or not, ends.
+pub fn page_end(address: u64) -> u64 {
+    match paging::leaf(address) {
+        Some(Leaf::Large(_)) => (address & !(LARGE_PAGE - 1)) + LARGE_PAGE,
+        _ => address + PAGE,
+    }
+}
+
 /// True if the mapping would take a huge page for `address`.
 pub fn suits(vma: &Vma<Source>, address: u64) -> bool {
     let start = address & !(LARGE_PAGE - 1);
