@@ -26,7 +26,7 @@ use crate::cpu::{
     lock::{InterruptsOff, IrqSpin},
     percpu::{self, MAX_CPUS},
 };
-pub use zeroed::zero_ahead;
+pub use zeroed::{release as release_zeroed, zero_ahead};
 
 const CACHE: usize = 64;
 const CACHE_REFILL: usize = 32;

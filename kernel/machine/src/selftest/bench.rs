@@ -27,6 +27,8 @@ use crate::{
     time,
 };
 
+mod faults;
+
 const OWNER: ProgramId = ProgramId(80);
 const ROUNDS: u64 = 1000;
 const PAGE: u64 = 4096;
@@ -45,6 +47,9 @@ const BENCHES: &[Bench] = &[
     ("timer-arm", || Ok(timer_arm_and_cancel().0)),
     ("timer-cancel", || Ok(timer_arm_and_cancel().1)),
     ("page-fault-4-kib", || in_all(256, application::fault_ticks)),
+    ("page-fault-4-kib-zeroed-ahead", faults::zeroed_ahead),
+    ("page-fault-2-mib", faults::huge),
+    ("page-fault-cached-file-16-pages", faults::cached_file),
     ("map-and-unmap-64-kib", || map_and_unmap(false)),
     ("map-touch-and-unmap-64-kib", || map_and_unmap(true)),
     ("heap-pair-64-bytes", heap_pair::<64>),

@@ -26,7 +26,7 @@ const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 const HUGE: u64 = 2 * MIB;
 
-fn shown<T>(result: Result<T, SpaceError>) -> Result<T, String> {
+pub fn shown<T>(result: Result<T, SpaceError>) -> Result<T, String> {
     result.map_err(|error| format!("{error:?}"))
 }
 
@@ -124,6 +124,21 @@ fn give_unmapped(file: &NumberedFile, wanted: usize) -> usize {
     }
     drop(pages);
     given.len()
+}
+
+/// Maps that many pages of a file, all of them in its cache.
+pub fn map_numbered_file(pages: u64) -> Result<u64, String> {
+    let file = Arc::new(NumberedFile(SpinLock::new((0..pages).map(|_| None).collect())));
+    for index in 0..pages {
+        file.page(index, false).map_err(|error| format!("{error:?}"))?;
+    }
+    let mut mapping = request(pages * PAGE, Prot::READ, Placement::Anywhere);
+    mapping.file = Some(FileMapping { pager: file, first_page: 0 });
+    shown(SPACE.map(OWNER, mapping))
+}
+
+pub fn drop_numbered_file() {
+    SPACE.release(OWNER);
 }
 
 /// A file four times as large as memory, mapped once and read by as many tasks as there are CPUs, twice.
