@@ -8,9 +8,12 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod apic;
 pub mod atomic;
 pub mod buddy;
+pub mod clock;
 pub mod cmos_clock;
+pub mod cpuid;
 pub mod elf;
 pub mod erofs;
 pub mod fd_table;
@@ -21,9 +24,11 @@ pub mod park_word;
 pub mod path;
 pub mod pci;
 pub mod physical;
+pub mod pvclock;
 pub mod pvh;
 pub mod random;
 pub mod run_queue;
 pub mod timers;
 pub mod virtio;
 pub mod vma;
+pub mod xstate;
