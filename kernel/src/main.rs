@@ -46,6 +46,7 @@ fn kernel_main(info: BootInfo) -> ! {
     phase_at(&config, "kernel", counter_at_entry);
     let firmware = boot::firmware::read(&info);
     boot::firmware::apply(&firmware);
+    machine::time::set_reference(firmware.pm_timer);
     console::enable_input(&firmware);
     set_wall_clock(config.epoch_ns, firmware.no_cmos_clock);
     let processors: Vec<u32> = firmware.cpus.iter().filter(|cpu| cpu.enabled).map(|cpu| cpu.apic_id).collect();
@@ -67,10 +68,10 @@ fn kernel_main(info: BootInfo) -> ! {
     tasks::idle_loop()
 }
 
-/// From the machine's clock, else from the command line, else 1970, which is said once.
+/// From the command line, else the hypervisor's, else the machine's clock, else 1970, which is said once.
 fn set_wall_clock(epoch_ns: Option<u64>, no_cmos_clock: bool) {
-    let clock = if no_cmos_clock { None } else { machine::drivers::rtc::read_epoch_ns() };
-    match epoch_ns.or(clock) {
+    let cmos = || if no_cmos_clock { None } else { machine::drivers::rtc::read_epoch_ns() };
+    match epoch_ns.or_else(machine::time::host_epoch_ns).or_else(cmos) {
         Some(epoch_ns) => machine::time::set_realtime(epoch_ns),
         None => log::warn!("no real-time clock and no epoch_ns: the wall clock starts at 1970"),
     }

@@ -30,6 +30,7 @@ const ICR_LOW: u32 = 0x300;
 const ICR_HIGH: u32 = 0x310;
 const LVT_TIMER: u32 = 0x320;
 const LVT_LINT0: u32 = 0x350;
+const LVT_LINT1: u32 = 0x360;
 const TIMER_COUNT: u32 = 0x380;
 const TIMER_NOW: u32 = 0x390;
 const TIMER_DIVIDE: u32 = 0x3e0;
@@ -38,6 +39,9 @@ const SOFTWARE_ENABLED: u32 = 1 << 8;
 const DIVIDE_BY_1: u32 = 0xb;
 const MASKED: u32 = 1 << 16;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
+const DELIVER_NMI: u32 = 4 << 8;
+const DELIVER_INIT: u32 = 5 << 8;
+const DELIVER_STARTUP: u32 = 6 << 8;
 const ICR_PENDING: u32 = 1 << 12;
 const ICR_ASSERT: u32 = 1 << 14;
 /// The highest identifier that an xAPIC can address alone; 255 is everybody.
@@ -58,9 +62,9 @@ impl Message {
         ICR_ASSERT
             | match self {
                 Self::Vector(vector) => u32::from(vector),
-                Self::Nmi => 4 << 8,
-                Self::Init => 5 << 8,
-                Self::Startup(page) => 6 << 8 | u32::from(page),
+                Self::Nmi => DELIVER_NMI,
+                Self::Init => DELIVER_INIT,
+                Self::Startup(page) => DELIVER_STARTUP | u32::from(page),
             }
     }
 }
@@ -94,6 +98,8 @@ impl LocalApic {
         self.write(registers, TPR, 0);
         self.write(registers, SPURIOUS, SOFTWARE_ENABLED | u32::from(spurious));
         self.write(registers, LVT_LINT0, MASKED);
+        // By this line a machine's button, or QEMU's `inject-nmi`, asks each CPU what it does.
+        self.write(registers, LVT_LINT1, DELIVER_NMI);
         self.write(registers, TIMER_DIVIDE, DIVIDE_BY_1);
         self.set_timer_vector(registers, timer);
     }
@@ -306,7 +312,8 @@ mod tests {
         let fake = Fake { id: 7, ..Fake::with_base(BASE_ENABLED) };
         X1.init(&fake, 0xff, 0xef);
         X1.end_of_interrupt(&fake);
-        let expected = [(TPR, 0), (SPURIOUS, 0x1ff), (LVT_LINT0, MASKED), (TIMER_DIVIDE, 0xb), (LVT_TIMER, 0xef)];
+        let lines = [(LVT_LINT0, MASKED), (LVT_LINT1, 0x400)];
+        let expected = [(TPR, 0), (SPURIOUS, 0x1ff), lines[0], lines[1], (TIMER_DIVIDE, 0xb), (LVT_TIMER, 0xef)];
         let mut log = fake.take();
         assert_eq!(log.pop(), Some(Window(EOI, 0)));
         assert_eq!(log, expected.map(|(register, value)| Window(register, value)));
@@ -315,7 +322,8 @@ mod tests {
         let fake = Fake { id: 0x1_2345, ..Fake::with_base(BASE_ENABLED | BASE_X2APIC) };
         X2.init(&fake, 0xff, 0xef);
         X2.end_of_interrupt(&fake);
-        let msrs = [(0x808, 0), (0x80f, 0x1ff), (0x835, 0x1_0000), (0x83e, 0xb), (0x832, 0xef), (0x80b, 0)];
+        let lines = [(0x835, 0x1_0000), (0x836, 0x400)];
+        let msrs = [(0x808, 0), (0x80f, 0x1ff), lines[0], lines[1], (0x83e, 0xb), (0x832, 0xef), (0x80b, 0)];
         assert_eq!(fake.take(), msrs.map(|(msr, value)| Msr(msr, value)));
         assert_eq!(X2.id(&fake), 0x1_2345);
     }

@@ -28,15 +28,12 @@ pub struct Scale {
     pub base_ns: u64,
     /// 32.32 fixed point.
     pub ns_per_tick: u64,
-    /// 32.32 fixed point, rounded up: a timer must not come early.
-    pub ticks_per_ns: u64,
 }
 
 impl Scale {
     pub const fn of_hz(hz: u64) -> Self {
         let ns_per_tick = ((NS_PER_S as u128) << 32) / hz as u128;
-        let ticks_per_ns = ((hz as u128) << 32).div_ceil(NS_PER_S as u128);
-        Self { base_ticks: 0, base_ns: 0, ns_per_tick: ns_per_tick as u64, ticks_per_ns: ticks_per_ns as u64 }
+        Self { base_ticks: 0, base_ns: 0, ns_per_tick: ns_per_tick as u64 }
     }
 
     /// The same clock up to `ticks`, and at another rate from there.
@@ -44,10 +41,18 @@ impl Scale {
         Self { base_ticks: ticks, base_ns: self.ns(ticks), ..Self::of_hz(hz) }
     }
 
+    /// Also of ticks from before the base.
     #[inline]
     pub fn ns(&self, ticks: u64) -> u64 {
-        self.base_ns.wrapping_add(multiply(ticks.wrapping_sub(self.base_ticks), self.ns_per_tick))
+        let since_base = ticks.wrapping_sub(self.base_ticks) as i64;
+        let ns = (i128::from(since_base) * i128::from(self.ns_per_tick as i64)) >> 32;
+        self.base_ns.wrapping_add(ns as u64)
     }
+}
+
+/// Ticks of a nanosecond, 32.32 fixed point, rounded up: a timer must not come early.
+pub const fn ticks_per_ns(hz: u64) -> u64 {
+    ((hz as u128) << 32).div_ceil(NS_PER_S as u128) as u64
 }
 
 /// `value` times a 32.32 fixed point factor.
@@ -59,8 +64,8 @@ pub fn multiply(value: u64, factor: u64) -> u64 {
 /// As [`multiply`], rounded up, and at most `u64::MAX`.
 #[inline]
 pub fn multiply_up(value: u64, factor: u64) -> u64 {
-    let product = (u128::from(value) * u128::from(factor)).div_ceil(1 << 32);
-    u64::try_from(product).unwrap_or(u64::MAX)
+    let product = u128::from(value) * u128::from(factor) + u128::from(u32::MAX);
+    u64::try_from(product >> 32).unwrap_or(u64::MAX)
 }
 
 /// Who said a rate.

@@ -1,7 +1,7 @@
 //! Which vector state the kernel keeps, and how large an XSAVE image of it is (SDM volume 1, chapter 13).
 //!
 //! Images have the standard format, not the compacted one of XSAVEC and XSAVES: a signal frame holds
-//! the standard format, and one format serves both. What that costs is memory: 2,696 bytes a thread
+//! the standard format, and one format serves both. What that costs is memory: 2,688 bytes a thread
 //! with AVX-512 on Intel, whose layout keeps the place of a component that nobody uses any more.
 use crate::cpuid::Cpuid;
 

@@ -1,33 +1,82 @@
 #![allow(unsafe_code, reason = "reads the time stamp counter")]
-//! Time: the time stamp counter as monotonic clock, the wall clock, and each CPU's one-shot timer.
+//! Time: the time stamp counter as monotonic clock, the wall clock, and each CPU's timer.
 //!
-//! The counter's frequency comes from the hypervisor (KVM's leaf, CPUID 0x15) or is measured against
-//! the APIC timer, which QEMU runs at 1 GHz. Tickless: a CPU's timer is armed for the nearest of its
-//! deadlines and its running task's slice end, or not at all.
+//! Who says how fast the counter runs is `logic::clock`'s matter. Where nobody does it is measured
+//! against the APIC timer, and later refined against the ACPI timer, on machines that have one. On KVM
+//! without an invariant counter every reading goes by the host's own structure ([`pvclock`]).
+//! Tickless: a CPU's timer is armed for the nearest of its deadlines and its running task's slice end,
+//! or not at all.
 use core::arch::x86_64::_rdtsc;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use logic::{
+    acpi::PmTimer,
+    clock::{self, Refined, Refinement, Sample, Scale, Source, multiply, multiply_up, ticks_per_ns},
+    cpuid::Cpuid as _,
+};
 
 use crate::{
-    cpu::{apic, features},
+    cpu::{
+        apic,
+        features::ThisCpu,
+        lock::{InterruptsOff, IrqSpin},
+    },
     tasks,
 };
 
-/// QEMU's and KVM's local APIC timer, divided by 1.
-const HYPERVISOR_APIC_HZ: u64 = 1_000_000_000;
-/// How long the counter is measured when nobody says its frequency.
-const CALIBRATION_NS: u64 = 400_000;
+mod pvclock;
+mod reference;
+
+use reference::{ApicByPmTimer, ByApicTimer, ByPmTimer};
+
+/// QEMU's and KVM's local APIC timer; assumed where nobody says another until the ACPI timer does.
+const ASSUMED_APIC_HZ: u64 = NS_PER_S;
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// Nanoseconds per counter tick, 32.32 fixed point.
-static NS_PER_TICK: AtomicU64 = AtomicU64::new(1 << 32);
-/// APIC timer ticks per nanosecond, 32.32 fixed point.
+/// A [`Scale`] that is complete before it is the current one, and does not change from then on.
+#[repr(align(64))]
+struct SharedScale {
+    base_ticks: AtomicU64,
+    base_ns: AtomicU64,
+    ns_per_tick: AtomicU64,
+    /// The host's structure says the time; the scale is right for durations.
+    by_host: AtomicBool,
+}
+
+impl SharedScale {
+    const fn new() -> Self {
+        let one = AtomicU64::new(1 << 32);
+        let (base_ticks, base_ns) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { base_ticks, base_ns, ns_per_tick: one, by_host: AtomicBool::new(false) }
+    }
+
+    #[inline]
+    fn get(&self) -> Scale {
+        Scale {
+            base_ticks: self.base_ticks.load(Ordering::Relaxed),
+            base_ns: self.base_ns.load(Ordering::Relaxed),
+            ns_per_tick: self.ns_per_tick.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Before [`init`]; the first; one by the ACPI timer, where the first is a guess; the refined one.
+static SCALES: [SharedScale; 4] = [const { SharedScale::new() }; 4];
+static SCALES_USED: AtomicUsize = AtomicUsize::new(1);
+static CURRENT: AtomicPtr<SharedScale> = AtomicPtr::new((&raw const SCALES).cast_mut().cast());
+/// Ticks of the counter and of the APIC timer per nanosecond, 32.32 fixed point.
+static TICKS_PER_NS: AtomicU64 = AtomicU64::new(1 << 32);
 static APIC_PER_NS: AtomicU64 = AtomicU64::new(1 << 32);
 /// QEMU counts instructions, and the counter with them.
 static EXACT: AtomicBool = AtomicBool::new(false);
-/// Counter at monotonic zero.
-static BASE: AtomicU64 = AtomicU64::new(0);
 /// Wall clock at monotonic zero, ns since 1970.
 static EPOCH_NS: AtomicU64 = AtomicU64::new(0);
+/// Nobody who knows it has said the counter's rate; nor the APIC timer's.
+static RATE_IS_MEASURED: AtomicBool = AtomicBool::new(false);
+static APIC_IS_GUESSED: AtomicBool = AtomicBool::new(false);
+static REFINEMENT: IrqSpin<Option<(ByPmTimer, Refinement)>> = IrqSpin::new(None);
+/// When to look at it; `u64::MAX`: no more.
+static REFINE_AT_NS: AtomicU64 = AtomicU64::new(u64::MAX);
 
 #[inline]
 pub fn counter() -> u64 {
@@ -35,19 +84,42 @@ pub fn counter() -> u64 {
     unsafe { _rdtsc() }
 }
 
-fn scale(value: u64, factor: u64) -> u64 {
-    ((u128::from(value) * u128::from(factor)) >> 32) as u64
+#[inline]
+fn shared_scale() -> &'static SharedScale {
+    // SAFETY: only elements of `SCALES` are ever stored.
+    unsafe { &*CURRENT.load(Ordering::Acquire) }
 }
 
 /// Monotonic nanoseconds since boot.
 #[inline]
 pub fn now_ns() -> u64 {
-    scale(counter().wrapping_sub(BASE.load(Ordering::Relaxed)), NS_PER_TICK.load(Ordering::Relaxed))
+    let scale = shared_scale();
+    if scale.by_host.load(Ordering::Relaxed) {
+        return host_now_ns(scale);
+    }
+    scale.get().ns(counter())
 }
 
-/// Counter ticks to nanoseconds.
+#[cold]
+fn host_now_ns(scale: &SharedScale) -> u64 {
+    let _off = InterruptsOff::enter();
+    pvclock::now_ns(counter()).unwrap_or_else(|| scale.get().ns(counter()))
+}
+
+/// The time of an earlier value of the counter.
+#[inline]
+pub fn ns_at(earlier: u64) -> u64 {
+    let scale = shared_scale();
+    if scale.by_host.load(Ordering::Relaxed) {
+        return host_now_ns(scale).saturating_sub(ticks_to_ns(counter().wrapping_sub(earlier)));
+    }
+    scale.get().ns(earlier)
+}
+
+/// Counter ticks to nanoseconds: a duration.
+#[inline]
 pub fn ticks_to_ns(ticks: u64) -> u64 {
-    scale(ticks, NS_PER_TICK.load(Ordering::Relaxed))
+    multiply(ticks, shared_scale().ns_per_tick.load(Ordering::Relaxed))
 }
 
 pub fn realtime_ns() -> u64 {
@@ -59,16 +131,10 @@ pub fn set_realtime(epoch_ns: u64) {
     EPOCH_NS.store(epoch_ns.saturating_sub(now_ns()), Ordering::Relaxed);
 }
 
-/// Finds the counter's frequency. The APIC must be on. In `exact` mode QEMU counts a virtual
-/// nanosecond per instruction, and the counter with it: nothing to measure.
-pub fn init(exact: bool) {
-    EXACT.store(exact, Ordering::Relaxed);
-    let hz = if exact { NS_PER_S } else { known_hz().unwrap_or_else(measure_hz) };
-    log::info!("time stamp counter at {} kHz", hz / 1000);
-    NS_PER_TICK.store(((u128::from(NS_PER_S) << 32) / u128::from(hz)) as u64, Ordering::Relaxed);
-    APIC_PER_NS.store(((u128::from(HYPERVISOR_APIC_HZ) << 32) / u128::from(NS_PER_S)) as u64, Ordering::Relaxed);
-    // Monotonic zero is the counter's: power-on, on a virtual machine.
-    BASE.store(0, Ordering::Relaxed);
+/// The wall clock, ns since 1970, where the hypervisor says it.
+pub fn host_epoch_ns() -> Option<u64> {
+    let _off = InterruptsOff::enter();
+    pvclock::epoch_ns(counter())
 }
 
 /// Whether this is the `exact` mode: a nanosecond is an instruction.
@@ -76,73 +142,140 @@ pub fn is_exact() -> bool {
     EXACT.load(Ordering::Relaxed)
 }
 
-/// The frequency, where the CPU or the hypervisor says it.
-fn known_hz() -> Option<u64> {
-    if features::hypervisor().as_ref().is_some_and(|name| name.starts_with(b"KVMKVMKVM")) {
-        let (max, ..) = features::cpuid(0x4000_0000, 0);
-        if max >= 0x4000_0010 {
-            let (khz, ..) = features::cpuid(0x4000_0010, 0);
-            if khz != 0 {
-                return Some(u64::from(khz) * 1000);
+// --- setting up ---------------------------------------------------------------------------------------
+
+/// Finds the counter's frequency. The boot CPU's APIC must be on. In `exact` mode QEMU counts a virtual
+/// nanosecond per instruction, and the counter with it: nothing to ask and nothing to measure.
+pub fn init(exact: bool) {
+    EXACT.store(exact, Ordering::Relaxed);
+    if exact {
+        return;
+    }
+    let _off = InterruptsOff::enter();
+    pvclock::init();
+    let host = pvclock::time();
+    let apic_hz = clock::known_apic_hz(&ThisCpu);
+    APIC_IS_GUESSED.store(apic_hz.is_none(), Ordering::Relaxed);
+    let apic_hz = apic_hz.unwrap_or(ASSUMED_APIC_HZ);
+    set_apic_rate(apic_hz);
+    let (hz, source) = clock::known(&ThisCpu, host.map(|time| time.hz()))
+        .unwrap_or_else(|| (measure_by_apic(apic_hz), Source::Measured));
+    RATE_IS_MEASURED.store(matches!(source, Source::Measured | Source::FrequencyLeaf), Ordering::Relaxed);
+    log::info!("time stamp counter at {} kHz ({source:?})", hz / 1000);
+    // Monotonic zero is the counter's, which is power-on on a virtual machine; or the host's.
+    let steady = ThisCpu.has_invariant_tsc() && host.is_some_and(|time| time.is_stable());
+    TICKS_PER_NS.store(ticks_per_ns(hz), Ordering::Relaxed);
+    publish(Scale::of_hz(hz), host.is_some() && !steady);
+    apic::use_tsc_deadline();
+}
+
+/// What a CPU other than the boot CPU needs before it reads the time.
+pub fn init_cpu() {
+    pvclock::init_cpu();
+}
+
+fn set_apic_rate(hz: u64) {
+    APIC_PER_NS.store(ticks_per_ns(hz), Ordering::Relaxed);
+}
+
+fn publish(scale: Scale, by_host: bool) {
+    let Some(shared) = SCALES.get(SCALES_USED.fetch_add(1, Ordering::Relaxed)) else { return };
+    shared.base_ticks.store(scale.base_ticks, Ordering::Relaxed);
+    shared.base_ns.store(scale.base_ns, Ordering::Relaxed);
+    shared.ns_per_tick.store(scale.ns_per_tick, Ordering::Relaxed);
+    shared.by_host.store(by_host, Ordering::Relaxed);
+    CURRENT.store(core::ptr::from_ref(shared).cast_mut(), Ordering::Release);
+}
+
+/// The counter at another rate from now on, without a step.
+fn change_rate(hz: u64) {
+    let scale = shared_scale();
+    TICKS_PER_NS.store(ticks_per_ns(hz), Ordering::Relaxed);
+    publish(scale.get().refined(counter(), hz), scale.by_host.load(Ordering::Relaxed));
+}
+
+/// Measures the counter against the APIC timer, interrupts off.
+fn measure_by_apic(apic_hz: u64) -> u64 {
+    apic::arm_after(u32::MAX);
+    let measured = clock::measure(&ByApicTimer { hz: apic_hz });
+    apic::arm_after(0);
+    measured.map_or_else(
+        || {
+            log::warn!("the APIC timer does not run: the time stamp counter's rate is a guess");
+            NS_PER_S
+        },
+        |(hz, _)| hz,
+    )
+}
+
+/// The machine's ACPI timer, if it has one: whatever was guessed is measured against it, and what was
+/// measured is measured again later, over a longer time. On the boot CPU, before the others start.
+pub fn set_reference(timer: Option<PmTimer>) {
+    let Some(timer) = timer.and_then(ByPmTimer::new) else { return };
+    if is_exact() || !RATE_IS_MEASURED.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut refinement = REFINEMENT.lock();
+    let mut from = None;
+    if APIC_IS_GUESSED.load(Ordering::Relaxed) {
+        let Some((hz, sample)) = clock::measure(&timer) else { return };
+        change_rate(hz);
+        from = Some(sample);
+        if !apic::has_tsc_deadline() {
+            apic::arm_after(u32::MAX);
+            if let Some((hz, _)) = clock::measure(&ApicByPmTimer(timer)) {
+                set_apic_rate(hz);
             }
+            apic::arm_after(0);
         }
     }
-    if features::cpuid(0, 0).0 >= 0x15 {
-        let (denominator, numerator, crystal_hz, _) = features::cpuid(0x15, 0);
-        if denominator != 0 && numerator != 0 && crystal_hz != 0 {
-            return Some(u64::from(crystal_hz) * u64::from(numerator) / u64::from(denominator));
-        }
-    }
-    None
+    let first = Refinement::new(from.unwrap_or_else(|| Sample::take(&timer)), now_ns());
+    REFINE_AT_NS.store(first.due_ns(), Ordering::Relaxed);
+    *refinement = Some((timer, first));
 }
 
-/// Measures the counter against the APIC timer.
-fn measure_hz() -> u64 {
-    let off = crate::cpu::lock::InterruptsOff::enter();
-    apic::arm_timer(u32::MAX);
-    let wait = (HYPERVISOR_APIC_HZ / NS_PER_S * CALIBRATION_NS) as u32;
-    let start = both_clocks();
-    while start.1 - apic::timer_now() < wait {}
-    let end = both_clocks();
-    apic::arm_timer(0);
-    drop(off);
-    let (ticks, elapsed) = (end.0 - start.0, start.1 - end.1);
-    ((u128::from(ticks) * u128::from(HYPERVISOR_APIC_HZ)) / u128::from(elapsed)) as u64
+/// The second measurement is due.
+#[cold]
+fn refine(now_ns: u64) {
+    let mut refinement = REFINEMENT.lock();
+    let Some((timer, attempt)) = refinement.as_mut() else { return };
+    let next = match attempt.attempt(timer, now_ns) {
+        Refined::Rate(hz) => {
+            log::info!("time stamp counter at {} kHz (refined)", hz / 1000);
+            change_rate(hz);
+            u64::MAX
+        }
+        Refined::Later(at_ns) => at_ns,
+        Refined::Never => u64::MAX,
+    };
+    if next == u64::MAX {
+        *refinement = None;
+    }
+    REFINE_AT_NS.store(next, Ordering::Relaxed);
 }
 
-/// (counter, APIC timer) at one moment: of several readings the one with the least time between, since
-/// a host may take the CPU away in the middle of any.
-fn both_clocks() -> (u64, u32) {
-    const READINGS: u32 = 8;
-    let mut best = (0, 0);
-    let mut shortest = u64::MAX;
-    for _ in 0..READINGS {
-        let before = counter();
-        let timer = apic::timer_now();
-        let after = counter();
-        if after - before < shortest {
-            shortest = after - before;
-            best = (before + (after - before) / 2, timer);
-        }
-    }
-    best
-}
+// --- each CPU's timer -----------------------------------------------------------------------------------
 
 /// Arms this CPU's timer for `deadline_ns`; None disarms it.
 pub fn arm(deadline_ns: Option<u64>) {
-    let ticks = match deadline_ns {
-        None => 0,
-        Some(deadline) => {
-            let ns = deadline.saturating_sub(now_ns());
-            scale(ns, APIC_PER_NS.load(Ordering::Relaxed)).clamp(1, u64::from(u32::MAX)) as u32
-        }
-    };
-    apic::arm_timer(ticks);
+    let Some(deadline_ns) = deadline_ns else { return apic::disarm() };
+    let ns = deadline_ns.saturating_sub(now_ns());
+    if apic::has_tsc_deadline() {
+        let ticks = multiply_up(ns, TICKS_PER_NS.load(Ordering::Relaxed));
+        apic::arm_at(counter().saturating_add(ticks));
+    } else {
+        let ticks = multiply_up(ns, APIC_PER_NS.load(Ordering::Relaxed));
+        apic::arm_after(ticks.clamp(1, u64::from(u32::MAX)) as u32);
+    }
 }
 
 /// The timer's interrupt, interrupts off.
 pub fn timer_fired() {
-    tasks::timer_fired(now_ns());
+    let now_ns = now_ns();
+    if now_ns >= REFINE_AT_NS.load(Ordering::Relaxed) {
+        refine(now_ns);
+    }
+    tasks::timer_fired(now_ns);
 }
 
 /// Waits without sleeping, at boot.

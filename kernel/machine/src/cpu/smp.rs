@@ -65,6 +65,10 @@ pub fn start(apic_ids: &[u32]) -> usize {
         ptr::copy_nonoverlapping(low_alias(&raw const ap_trampoline), paging::direct(TRAMPOLINE) as *mut u8, len);
     }
     for &apic_id in apic_ids.iter().filter(|&&id| id != own) {
+        if !apic::reaches(apic_id) {
+            log::warn!("processor with APIC id {apic_id} needs x2APIC, which this machine has not: it stays off");
+            continue;
+        }
         let index = percpu::online_count();
         if index >= percpu::MAX_CPUS {
             log::warn!("more than {} processors: the rest stay off", percpu::MAX_CPUS);
@@ -125,6 +129,7 @@ extern "C" fn ap_start(start: *mut Start) -> ! {
     features::enable();
     tables::load();
     apic::init();
+    time::init_cpu();
     tlb::join();
     tasks::become_idle(start.cpu.stack_low.get(), start.cpu.stack_top.get());
     percpu::set_online();

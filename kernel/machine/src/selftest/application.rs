@@ -65,12 +65,12 @@ impl Personality for TestPersonality {
             39 => 4242,
             60 => finish(task, frame.rdi),
             201 => {
-                apic::arm_timer(frame.rdi as u32 + 1);
+                apic::arm_ticks(frame.rdi as u32 + 1);
                 0
             }
             202 => {
                 let _off = InterruptsOff::enter();
-                apic::arm_timer(0);
+                apic::disarm();
                 HITS.load(SeqCst) - WORK_DONE.load(SeqCst) - u64::from(task.is_interrupted())
             }
             203 => match tasks::park(None, ParkMode::Interruptible) {

@@ -473,7 +473,7 @@ fn rearm(cpu: &PerCpu, others: bool) {
     let index = cpu.index.get() as usize;
     let mut deadline = NEAREST[index].load(Ordering::Relaxed);
     if others && !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
-        let since = time::ticks_to_ns(cpu.running_since.get());
+        let since = time::ns_at(cpu.running_since.get());
         deadline = deadline.min((since + SLICE_NS).max(time::now_ns() + SLICE_NS / 4));
     }
     if deadline < ARMED[index].load(Ordering::Relaxed) {
