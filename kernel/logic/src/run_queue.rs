@@ -87,7 +87,8 @@ impl<T> Default for RunQueue<T> {
 
 impl<T> RunQueue<T> {
     pub const fn new() -> Self {
-        Self { waiting: BinaryHeap::new(), arrivals: 0, floor: 0 }
+        // Not 0, so that no sleeper's credit leads below it.
+        Self { waiting: BinaryHeap::new(), arrivals: 0, floor: SLEEPER_CREDIT_NS }
     }
 
     pub fn len(&self) -> usize {
@@ -98,20 +99,15 @@ impl<T> RunQueue<T> {
         self.waiting.is_empty()
     }
 
-    /// Where a task that slept, or comes from another CPU, may start: not far below the floor.
-    pub fn place(&self, vruntime: u64) -> u64 {
-        vruntime.max(self.floor.saturating_sub(SLEEPER_CREDIT_NS))
-    }
-
     /// A task's virtual runtime relative to this queue, to carry it to another: see
     /// [`RunQueue::adopt`].
     pub fn lag(&self, vruntime: u64) -> i64 {
         vruntime.wrapping_sub(self.floor) as i64
     }
 
-    /// The virtual runtime here of a task that had `lag` elsewhere.
+    /// The virtual runtime here of a task that had `lag` elsewhere, or slept: not far below the floor.
     pub fn adopt(&self, lag: i64) -> u64 {
-        self.place(self.floor.saturating_add_signed(lag))
+        self.floor.wrapping_add_signed(lag.max(-(SLEEPER_CREDIT_NS as i64)))
     }
 
     pub fn push(&mut self, vruntime: u64, item: T) {
@@ -139,7 +135,7 @@ impl<T> RunQueue<T> {
 
     /// True if an entity that just woke with `vruntime` should replace the running one at once.
     pub fn preempts(vruntime: u64, running_vruntime: u64) -> bool {
-        vruntime.saturating_add(WAKE_GRANULARITY_NS) < running_vruntime
+        vruntime + WAKE_GRANULARITY_NS < running_vruntime
     }
 
     /// Whether one of those waiting is `wanted`.
@@ -197,8 +193,8 @@ mod tests {
         let mut queue = RunQueue::new();
         queue.push(50_000_000_000, 'a');
         queue.pop();
-        assert_eq!(queue.place(0), 50_000_000_000 - SLEEPER_CREDIT_NS);
-        assert_eq!(queue.place(60_000_000_000), 60_000_000_000);
+        assert_eq!(queue.adopt(-60_000_000_000), 50_000_000_000 - SLEEPER_CREDIT_NS);
+        assert_eq!(queue.adopt(10_000_000_000), 60_000_000_000);
     }
 
     #[test]
@@ -215,12 +211,12 @@ mod tests {
     #[test]
     fn lag_survives_the_move_to_another_queue() {
         let mut from = RunQueue::new();
-        from.push(1_000_000, 'x');
+        from.push(11_000_000, 'x');
         from.pop();
         let mut to = RunQueue::new();
         to.push(9_000_000, 'y');
         to.pop();
-        assert_eq!(to.adopt(from.lag(1_500_000)), 9_500_000);
+        assert_eq!(to.adopt(from.lag(11_500_000)), 9_500_000);
         assert_eq!(to.adopt(i64::MIN), 9_000_000 - SLEEPER_CREDIT_NS);
     }
 

@@ -1,3 +1,4 @@
+#![allow(unsafe_code, reason = "functions by the names that `rt` links to")]
 //! [`rt::Runtime`] over this machine: each method names what serves it.
 use rt::{
     Runtime,
@@ -47,23 +48,6 @@ impl Runtime for Machine {
 
     fn exit_task(&self) -> ! {
         tasks::exit()
-    }
-
-    fn irq_save(&self) -> bool {
-        let enabled = interrupts::are_enabled();
-        interrupts::disable();
-        enabled
-    }
-
-    fn irq_restore(&self, enabled: bool) {
-        if enabled {
-            interrupts::enable();
-        }
-    }
-
-    fn lock_depth_add(&self, by: i32) {
-        let depth = &this_cpu().lock_depth;
-        depth.set(depth.get() + by);
     }
 
     fn now_ns(&self) -> u64 {
@@ -152,4 +136,37 @@ impl Runtime for Machine {
     fn power_off(&self, exit_code: u8) -> ! {
         power::exit(exit_code)
     }
+}
+
+// --- what `rt` links to: see `rt::link` --------------------------------------------------------------
+
+#[unsafe(no_mangle)]
+fn rt_irq_lock_enter() -> bool {
+    let were_on = interrupts::are_enabled();
+    interrupts::disable();
+    percpu::add_lock_depth(1);
+    were_on
+}
+
+#[unsafe(no_mangle)]
+fn rt_irq_lock_leave(were_on: bool) {
+    percpu::add_lock_depth(-1);
+    if were_on {
+        interrupts::enable();
+    }
+}
+
+#[unsafe(no_mangle)]
+fn rt_lock_depth_add(by: i32) {
+    percpu::add_lock_depth(by);
+}
+
+#[unsafe(no_mangle)]
+fn rt_current() -> TaskRef {
+    tasks::current()
+}
+
+#[unsafe(no_mangle)]
+fn rt_park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
+    tasks::park(deadline_ns, mode)
 }

@@ -18,6 +18,7 @@ extern crate alloc;
 pub mod block;
 #[cfg(feature = "std")]
 pub mod host;
+mod link;
 pub mod net;
 pub mod page;
 pub mod regs;
@@ -59,22 +60,6 @@ pub trait Runtime: Sync {
     }
     /// Ends the calling task.
     fn exit_task(&self) -> !;
-    /// Interrupts off on this CPU; the previous state is the result. For [`sync::IrqLock`].
-    fn irq_save(&self) -> bool;
-    fn irq_restore(&self, enabled: bool);
-    /// [`Runtime::irq_save`] and one more lock held: one call for what each [`sync::IrqLock`] does.
-    fn irq_lock_enter(&self) -> bool {
-        let enabled = self.irq_save();
-        self.lock_depth_add(1);
-        enabled
-    }
-    /// Undoes [`Runtime::irq_lock_enter`].
-    fn irq_lock_leave(&self, enabled: bool) {
-        self.lock_depth_add(-1);
-        self.irq_restore(enabled);
-    }
-    /// Counts held spin locks on this CPU, so that sleeping under one is caught.
-    fn lock_depth_add(&self, by: i32);
 
     // --- time and chance ---
     /// Monotonic nanoseconds since boot.

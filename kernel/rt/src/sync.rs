@@ -1,5 +1,5 @@
 //! Locks and wait queues over the [`crate::Runtime`] seam. Those that sleep are in [`crate::sleep_lock`].
-use alloc::collections::VecDeque;
+use alloc::{collections::VecDeque, sync::Arc};
 use core::{
     ops::{Deref, DerefMut},
     sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence},
@@ -7,7 +7,7 @@ use core::{
 
 pub use crate::sleep_lock::{Mutex, MutexGuard};
 use crate::{
-    rt,
+    link,
     task::{ParkMode, Parked, TaskRef},
 };
 
@@ -27,7 +27,7 @@ impl<T> SpinLock<T> {
     }
 
     pub fn lock(&self) -> SpinGuard<'_, T> {
-        rt().lock_depth_add(1);
+        link::rt_lock_depth_add(1);
         SpinGuard { inner: self.inner.lock() }
     }
 }
@@ -47,7 +47,7 @@ impl<T> DerefMut for SpinGuard<'_, T> {
 
 impl<T> Drop for SpinGuard<'_, T> {
     fn drop(&mut self) {
-        rt().lock_depth_add(-1);
+        link::rt_lock_depth_add(-1);
     }
 }
 
@@ -66,7 +66,7 @@ struct IrqOff(bool);
 
 impl Drop for IrqOff {
     fn drop(&mut self) {
-        rt().irq_lock_leave(self.0);
+        link::rt_irq_lock_leave(self.0);
     }
 }
 
@@ -76,7 +76,7 @@ impl<T> IrqLock<T> {
     }
 
     pub fn lock(&self) -> IrqGuard<'_, T> {
-        let enabled = rt().irq_lock_enter();
+        let enabled = link::rt_irq_lock_enter();
         IrqGuard { inner: self.inner.lock(), _irq: IrqOff(enabled) }
     }
 }
@@ -100,11 +100,19 @@ impl<T> DerefMut for IrqGuard<'_, T> {
 /// before it looks at the condition, a waker changes the condition before it looks at the count, and
 /// a sequentially consistent fence between the two on each side lets at least one see the other.
 pub struct WaitQueue {
-    waiters: IrqLock<VecDeque<TaskRef>>,
-    /// Length of `waiters`; changes under its lock.
+    waiters: IrqLock<Waiters>,
+    /// Number of waiters; changes under their lock.
     count: AtomicUsize,
+    /// Waiters with lower tickets have been woken, or have left. Changes under the lock.
+    unwoken: AtomicU64,
     /// Calls of [`WaitQueue::wake_all`].
     wakes: AtomicU64,
+}
+
+/// In order of arrival, which is that of their tickets.
+struct Waiters {
+    tasks: VecDeque<(u64, TaskRef)>,
+    next_ticket: u64,
 }
 
 impl Default for WaitQueue {
@@ -115,7 +123,12 @@ impl Default for WaitQueue {
 
 impl WaitQueue {
     pub const fn new() -> Self {
-        Self { waiters: IrqLock::new(VecDeque::new()), count: AtomicUsize::new(0), wakes: AtomicU64::new(0) }
+        Self {
+            waiters: IrqLock::new(Waiters { tasks: VecDeque::new(), next_ticket: 0 }),
+            count: AtomicUsize::new(0),
+            unwoken: AtomicU64::new(0),
+            wakes: AtomicU64::new(0),
+        }
     }
 
     /// How often [`WaitQueue::wake_all`] was called: edge-triggered watchers see by it that something
@@ -126,6 +139,7 @@ impl WaitQueue {
 
     /// Sleeps until `ready` gives a value. `ready` runs without the queue's lock, before each sleep
     /// and after each wake-up, so a wake-up between check and sleep is not lost.
+    #[inline]
     pub fn wait_until<T>(
         &self,
         deadline_ns: Option<u64>,
@@ -135,15 +149,14 @@ impl WaitQueue {
         if let Some(value) = ready() {
             return Ok(value);
         }
-        let me = rt().current();
         loop {
-            self.enlist(&me);
+            let ticket = self.add(link::rt_current());
             if let Some(value) = ready() {
-                self.delist(&me);
+                self.leave(ticket);
                 return Ok(value);
             }
-            let parked = rt().park(deadline_ns, mode);
-            self.delist(&me);
+            let parked = link::rt_park(deadline_ns, mode);
+            self.leave(ticket);
             if let Some(value) = ready() {
                 return Ok(value);
             }
@@ -156,37 +169,63 @@ impl WaitQueue {
     /// Adds a waiter by hand, for waits on several queues at once (poll, epoll). Pair with
     /// [`WaitQueue::delist`].
     pub fn enlist(&self, task: &TaskRef) {
+        self.add(task.clone());
+    }
+
+    fn add(&self, task: TaskRef) -> u64 {
         let mut waiters = self.waiters.lock();
-        waiters.push_back(task.clone());
-        self.count.store(waiters.len(), Ordering::Relaxed);
+        let ticket = waiters.next_ticket;
+        waiters.next_ticket += 1;
+        waiters.tasks.push_back((ticket, task));
+        self.count.store(waiters.tasks.len(), Ordering::Relaxed);
         drop(waiters);
         fence(Ordering::SeqCst);
+        ticket
     }
 
     /// Takes the task's first entry out, if it is still there. By that task itself: nobody else adds
     /// it, so a count of 0 that it sees is none of before its own [`WaitQueue::enlist`].
     pub fn delist(&self, task: &TaskRef) {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let mut waiters = self.waiters.lock();
-        if let Some(at) = waiters.iter().position(|w| w.id() == task.id()) {
-            waiters.remove(at);
-            self.count.store(waiters.len(), Ordering::Relaxed);
+        if self.count.load(Ordering::Relaxed) != 0 {
+            let mut waiters = self.waiters.lock();
+            if let Some(at) = waiters.tasks.iter().position(|(_, waiter)| Arc::ptr_eq(waiter, task)) {
+                self.remove(&mut waiters, at);
+            }
         }
     }
 
+    /// Takes the entry out, unless a waker has. By the task that added it.
+    #[inline]
+    fn leave(&self, ticket: u64) {
+        if self.unwoken.load(Ordering::Relaxed) <= ticket {
+            self.take_out(ticket);
+        }
+    }
+
+    #[inline(never)]
+    fn take_out(&self, ticket: u64) {
+        let mut waiters = self.waiters.lock();
+        if let Ok(at) = waiters.tasks.binary_search_by_key(&ticket, |&(ticket, _)| ticket) {
+            self.remove(&mut waiters, at);
+        }
+    }
+
+    fn remove(&self, waiters: &mut Waiters, at: usize) {
+        waiters.tasks.remove(at);
+        self.count.store(waiters.tasks.len(), Ordering::Relaxed);
+    }
+
+    #[inline]
     pub fn wake_one(&self) {
         if !self.has_waiters() {
             return;
         }
         let mut waiters = self.waiters.lock();
-        let waiter = waiters.pop_front();
-        self.count.store(waiters.len(), Ordering::Relaxed);
+        let Some((ticket, task)) = waiters.tasks.pop_front() else { return };
+        self.count.store(waiters.tasks.len(), Ordering::Relaxed);
+        self.unwoken.store(ticket + 1, Ordering::Relaxed);
         drop(waiters);
-        if let Some(task) = waiter {
-            task.unpark();
-        }
+        task.unpark();
     }
 
     /// Whether a waker has to look closer.
@@ -201,7 +240,7 @@ impl WaitQueue {
             return;
         }
         // Only those here now: a woken task may enlist again at once.
-        let mut left = self.waiters.lock().len();
+        let mut left = self.waiters.lock().tasks.len();
         while left > 0 {
             self.wake_one();
             left -= 1;

@@ -14,7 +14,10 @@ use core::{
 
 use x86_64::{VirtAddr, registers::model_specific::GsBase};
 
-use crate::{memory::heap::Magazines, tasks::Task};
+use crate::{
+    memory::heap::Magazines,
+    tasks::{self, Task},
+};
 
 pub const MAX_CPUS: usize = 64;
 
@@ -34,11 +37,11 @@ pub struct PerCpu {
     panic_stack: Cell<u64>,
     /// Reschedule before the next return to application code.
     pub reschedule: AtomicBool,
+    /// Spin locks held.
+    pub lock_depth: Cell<i32>,
     // --- below here the assembly does not look ---
     pub index: Cell<u32>,
     pub apic_id: Cell<u32>,
-    /// Spin locks held.
-    pub lock_depth: Cell<i32>,
     /// This CPU halts or is about to; a wake-up must send an interrupt.
     pub idle: AtomicBool,
     pub idle_task: Cell<*const Task>,
@@ -50,6 +53,7 @@ pub struct PerCpu {
     pub interrupts: AtomicU64,
     pub exits: super::exits::Counters,
     pub heap: Magazines,
+    pub scheduler: tasks::Local,
 }
 
 const _: () = {
@@ -61,6 +65,7 @@ const _: () = {
     assert!(offset_of!(PerCpu, unmoved) == 48);
     assert!(offset_of!(PerCpu, panic_stack) == 56);
     assert!(offset_of!(PerCpu, reschedule) == 64);
+    assert!(offset_of!(PerCpu, lock_depth) == 68);
 };
 
 static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CPUS];
@@ -85,9 +90,9 @@ impl PerCpu {
             unmoved: AtomicU64::new(0),
             panic_stack: Cell::new(0),
             reschedule: AtomicBool::new(false),
+            lock_depth: Cell::new(0),
             index: Cell::new(0),
             apic_id: Cell::new(0),
-            lock_depth: Cell::new(0),
             idle: AtomicBool::new(false),
             idle_task: Cell::new(ptr::null()),
             previous: Cell::new(ptr::null()),
@@ -95,6 +100,7 @@ impl PerCpu {
             interrupts: AtomicU64::new(0),
             exits: [const { AtomicU64::new(0) }; 6],
             heap: Magazines::new(),
+            scheduler: tasks::Local::new(),
         }
     }
 
@@ -131,6 +137,13 @@ pub fn current_task() -> *const Task {
     // SAFETY: as in `this_cpu`; the offset is asserted above.
     unsafe { asm!("mov {}, gs:40", out(reg) task, options(nostack, preserves_flags, readonly)) };
     task
+}
+
+/// Counts the spin locks that the calling CPU holds.
+#[inline]
+pub fn add_lock_depth(by: i32) {
+    // SAFETY: as in `current_task`: the CPU's own counter, whose offset is asserted above.
+    unsafe { asm!("add dword ptr gs:[68], {:e}", in(reg) by, options(nostack)) };
 }
 
 /// Whether [`this_cpu`] may be used already (early console output asks).

@@ -1,21 +1,21 @@
 //! What a CPU does when nothing is runnable: takes work from others, zeroes frames ahead, polls, halts.
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::Ordering;
 
 use logic::{
-    idle_poll::{GAP_NS, PollWindow, Polled, Polling},
+    idle_poll::{GAP_NS, PollWindow, Polled},
     run_queue::RunQueue,
 };
 use x86_64::instructions::interrupts;
 
 use super::{
     Task,
-    scheduler::{MAILBOXES, QUEUES, enqueue, switch_away, tell},
+    scheduler::{enqueue, switch_away, tell},
 };
 use crate::{
     cpu::{
         exits,
-        percpu::{self, MAX_CPUS, PerCpu, this_cpu},
+        percpu::{self, PerCpu, this_cpu},
     },
     memory::{balloon, frames, heap, tlb},
     time,
@@ -24,9 +24,6 @@ use crate::{
 /// QEMU's translator leaves its loop at each pause, under a lock that other CPUs need for their devices,
 /// and gives other CPUs on the same host thread their turn.
 const LOOKS_PER_PAUSE: usize = 16;
-
-/// Which CPUs look at their mailboxes by themselves.
-pub(super) static POLLING: [Polling<AtomicU8>; MAX_CPUS] = [const { Polling::new(AtomicU8::new(0)) }; MAX_CPUS];
 
 /// Makes the calling context the CPU's idle task, on the stack with these bounds.
 pub fn become_idle(stack_low: u64, stack_top: u64) {
@@ -48,7 +45,7 @@ pub fn idle_loop() -> ! {
         cpu.idle.store(true, Ordering::SeqCst);
         // Whoever sets this from here on has the loop go round once more.
         cpu.reschedule.store(false, Ordering::Relaxed);
-        let found = if has_work(index) { Found::Work } else { steal(index) };
+        let found = if has_work(cpu) { Found::Work } else { steal(index) };
         if found == Found::Work {
             tlb::leave_idle();
             switch_away(true);
@@ -59,29 +56,29 @@ pub fn idle_loop() -> ! {
             interrupts::enable();
             core::hint::spin_loop();
         } else {
-            wait(cpu, index, &mut window);
+            wait(cpu, &mut window);
         }
     }
 }
 
 /// Whether something waits in this CPU's queue or is on its way there. Interrupts are off.
-fn has_work(index: usize) -> bool {
-    !MAILBOXES[index].is_empty() || !QUEUES[index].lock_while_off().is_empty()
+fn has_work(cpu: &PerCpu) -> bool {
+    !cpu.scheduler.mailbox.is_empty() || !cpu.scheduler.queue.lock_while_off().is_empty()
 }
 
 /// Polls as long as that has paid lately, then halts. Interrupts are off, and on afterwards.
 ///
 /// Where it is the only CPU, or has to repeat itself exactly, it only halts: what comes then is an
 /// interrupt, which ends a halt as soon as a poll.
-fn wait(cpu: &PerCpu, index: usize, window: &mut PollWindow) {
+fn wait(cpu: &PerCpu, window: &mut PollWindow) {
     if time::is_exact() || percpu::online_count() < 2 {
         return halt();
     }
     let began = time::now_ns();
     if window.ns() > 0 {
-        let how = poll(cpu, index, began + window.ns());
+        let how = poll(cpu, began + window.ns());
         window.polled(how);
-        if due(cpu, index) {
+        if due(cpu) {
             return interrupts::enable();
         }
     }
@@ -96,18 +93,18 @@ fn halt() {
 }
 
 /// Whether there is something to do: mail, or what an interrupt has made runnable.
-fn due(cpu: &PerCpu, index: usize) -> bool {
-    !MAILBOXES[index].is_empty() || cpu.reschedule.load(Ordering::Relaxed)
+fn due(cpu: &PerCpu) -> bool {
+    !cpu.scheduler.mailbox.is_empty() || cpu.reschedule.load(Ordering::Relaxed)
 }
 
 /// Looks for something to do, interrupts on, until `until_ns`. Interrupts are off, before and after; the
 /// caller looks once more afterwards.
-fn poll(cpu: &PerCpu, index: usize, until_ns: u64) -> Polled {
-    POLLING[index].begin();
+fn poll(cpu: &PerCpu, until_ns: u64) -> Polled {
+    cpu.scheduler.polling.begin();
     interrupts::enable();
     let mut last = time::now_ns();
     let how = loop {
-        if (0..LOOKS_PER_PAUSE).any(|_| due(cpu, index)) {
+        if (0..LOOKS_PER_PAUSE).any(|_| due(cpu)) {
             break Polled::Found;
         }
         core::hint::spin_loop();
@@ -121,7 +118,7 @@ fn poll(cpu: &PerCpu, index: usize, until_ns: u64) -> Polled {
         last = now;
     };
     interrupts::disable();
-    POLLING[index].end();
+    cpu.scheduler.polling.end();
     how
 }
 
@@ -154,7 +151,8 @@ fn steal(index: usize) -> Found {
     let online = percpu::online_count();
     let mut found = Found::Nothing;
     for victim in (1..online).map(|distance| (index + distance) % online) {
-        let Some(mut queue) = QUEUES[victim].try_lock() else {
+        let Some(victim) = percpu::cpu(victim) else { continue };
+        let Some(mut queue) = victim.scheduler.queue.try_lock() else {
             found = Found::Perhaps;
             continue;
         };
@@ -168,7 +166,8 @@ fn steal(index: usize) -> Found {
         if let Some((vruntime, task)) = stolen {
             task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
             drop(queue);
-            enqueue(&mut QUEUES[index].lock_while_off(), task);
+            let cpu = this_cpu();
+            enqueue(cpu, &mut cpu.scheduler.queue.lock_while_off(), task);
             return Found::Work;
         }
         if leaving {

@@ -1,6 +1,6 @@
 //! Tasks: threads of applications and of the kernel, and who runs where.
 //!
-//! [`task`] is one task and its life, [`scheduler`] the run queues, parking and waking, [`idle`]
+//! [`task`] is one task and its life, [`scheduler`] the run queues and waking, [`sleep`] parking, [`idle`]
 //! what a CPU does without a task, [`mailbox`]
 //! the lock-free way to another CPU's queue, [`vectors`] the state beyond the general registers.
 //!
@@ -9,11 +9,14 @@
 mod idle;
 mod mailbox;
 mod scheduler;
+mod sleep;
 mod task;
 mod vectors;
 
 pub use idle::{become_idle, idle_loop};
 pub use scheduler::{
-    drain_mailbox, exit, park, preempt, preemption_point, start_reaper, take_interrupt_for_exit, timer_fired, yield_now,
+    Local, drain_mailbox, exit, preempt, preemption_point, start_reaper, take_interrupt_for_exit, timer_fired,
+    yield_now,
 };
+pub use sleep::park;
 pub use task::{INTERRUPTED_OFFSET, Task, current, spawn, with_current};

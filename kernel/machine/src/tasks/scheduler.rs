@@ -10,64 +10,124 @@
 //! (stealing, in [`super::idle`], tries the other's lock without its own).
 use alloc::{string::String, sync::Arc};
 use core::{
-    ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    arch::asm,
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
 };
 
 use logic::{
+    idle_poll::Polling,
     park_word::{Ended, Ends},
     run_queue::{self, RunQueue, SLICE_NS},
     timers::Timers,
 };
-use rt::task::{ParkMode, Parked, Start, Task as _, TaskSpec};
+use rt::task::{ParkMode, Start, Task as _, TaskSpec};
 use spin::Once;
 use x86_64::instructions::interrupts;
 
 use super::{
-    idle::{self, POLLING},
+    idle,
     mailbox::Mailbox,
+    sleep::{self, Sleeper},
     task::{self, Task},
 };
 use crate::{
     cpu::{
         apic,
         lock::{InterruptsOff, IrqSpin},
-        percpu::{self, MAX_CPUS, PerCpu, this_cpu},
+        percpu::{self, PerCpu, this_cpu},
     },
     time,
 };
 
-/// A task that parks with a timeout. It disarms its timer before its park returns, so the task lives,
-/// and is in that park, for as long as this is found among the timers: it is used under their lock.
-struct Sleeper(NonNull<Task>);
+/// A CPU's part of the scheduler, in its [`PerCpu`]. Others reach its mailbox, and steal from its queue.
+pub struct Local {
+    pub(super) queue: IrqSpin<RunQueue<Arc<Task>>>,
+    pub(super) mailbox: Mailbox,
+    timers: IrqSpin<Timers<Sleeper>>,
+    /// [`Timers::nearest_ns`] of `timers`. Changes under that lock; read without
+    /// it, a value just out of date has the timer fire once for nothing.
+    nearest: AtomicU64,
+    /// What the CPU's timer is armed for; `u64::MAX`: nothing. The CPU's own.
+    armed: AtomicU64,
+    /// A slice's end was among the reasons to arm it. The CPU's own.
+    armed_for_slice: AtomicBool,
+    /// A mask was changed that excludes this CPU: see [`mask_changed`].
+    masks_changed: AtomicBool,
+    /// Whether the CPU looks at its mailbox by itself.
+    pub(super) polling: Polling<AtomicU8>,
+}
 
-// SAFETY: tasks are shared between CPUs.
-unsafe impl Send for Sleeper {}
+impl Default for Local {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
-pub(super) static QUEUES: [IrqSpin<RunQueue<Arc<Task>>>; MAX_CPUS] =
-    [const { IrqSpin::new(RunQueue::new()) }; MAX_CPUS];
-static TIMERS: [IrqSpin<Timers<Sleeper>>; MAX_CPUS] = [const { IrqSpin::new(Timers::new()) }; MAX_CPUS];
-pub(super) static MAILBOXES: [Mailbox; MAX_CPUS] = [const { Mailbox::new() }; MAX_CPUS];
-/// [`Timers::nearest_ns`] of each of `TIMERS`. Changes under that lock; read without it, a value just
-/// out of date has the timer fire once for nothing.
-static NEAREST: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
-/// What each CPU's timer is armed for; `u64::MAX`: nothing.
-static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
-/// A mask was changed that excludes this CPU: see [`mask_changed`].
-static MASKS_CHANGED: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+impl Local {
+    pub const fn new() -> Self {
+        Self {
+            queue: IrqSpin::new(RunQueue::new()),
+            mailbox: Mailbox::new(),
+            timers: IrqSpin::new(Timers::new()),
+            nearest: AtomicU64::new(u64::MAX),
+            armed: AtomicU64::new(u64::MAX),
+            armed_for_slice: AtomicBool::new(false),
+            masks_changed: AtomicBool::new(false),
+            polling: Polling::new(AtomicU8::new(0)),
+        }
+    }
+
+    /// Lends the timers, interrupts off, and notes the nearest afterwards.
+    #[inline]
+    pub(super) fn with_timers<T>(&self, with: impl FnOnce(&mut Timers<Sleeper>) -> T) -> T {
+        let mut timers = self.timers.lock_while_off();
+        let result = with(&mut timers);
+        self.nearest.store(timers.nearest_ns(), Ordering::Relaxed);
+        result
+    }
+}
+
 /// Ended tasks, and who drops them: what hangs on a task may sleep in its end.
 static DEAD: Mailbox = Mailbox::new();
 static REAPER: Once<Arc<Task>> = Once::new();
 
-unsafe extern "C" {
-    fn switch_stacks(old: *mut u64, new: u64);
+/// Stores the stack pointer to `*old` and goes on with `new`, where another task left by this, or with
+/// what `spawn` laid out there: an address to return to.
+///
+/// # Safety
+/// `new` is such a stack pointer, used once. Interrupts are off.
+#[inline(always)]
+unsafe fn switch_stacks(old: *mut u64, new: u64) {
+    // SAFETY: by the contract; what is not named as clobbered is pushed and popped. Vector state and
+    // MXCSR are the caller's business.
+    unsafe {
+        asm!(
+            "push rbx",
+            "push rbp",
+            "lea rax, [rip + 2f]",
+            "push rax",
+            "mov [rdi], rsp",
+            "mov rsp, rsi",
+            "ret",
+            "2:",
+            "pop rbp",
+            "pop rbx",
+            in("rdi") old,
+            in("rsi") new,
+            out("r12") _,
+            out("r13") _,
+            out("r14") _,
+            out("r15") _,
+            clobber_abi("C"),
+        );
+    }
 }
 
 fn cpu_number() -> usize {
     this_cpu().index.get() as usize
 }
 
-fn current_ref() -> &'static Task {
+pub(super) fn current_ref() -> &'static Task {
     // SAFETY: the CPU's own reference keeps its current task alive while the task runs, and the
     // caller *is* that task.
     unsafe { &*this_cpu().current.get() }
@@ -89,14 +149,15 @@ fn account(cpu: &PerCpu, task: &Task) {
 pub(super) fn switch_away(requeue: bool) {
     let cpu = this_cpu();
     assert!(cpu.lock_depth.get() == 0, "sleep under a spin lock");
-    let index = cpu_number();
+    let index = cpu.index.get() as usize;
+    let local = &cpu.scheduler;
     let previous = current_ref();
     account(cpu, previous);
     cpu.reschedule.store(false, Ordering::Relaxed);
     let is_idle = core::ptr::eq(previous, cpu.idle_task.get());
-    let mut queue = QUEUES[index].lock_while_off();
-    if !MAILBOXES[index].is_empty() {
-        MAILBOXES[index].take_all(|task| enqueue(&mut queue, task));
+    let mut queue = local.queue.lock_while_off();
+    if !local.mailbox.is_empty() {
+        take_mail(cpu, local, &mut queue);
     }
     previous.lag.store(queue.lag(previous.vruntime.load(Ordering::Relaxed)), Ordering::Relaxed);
     if requeue && !is_idle {
@@ -121,7 +182,7 @@ pub(super) fn switch_away(requeue: bool) {
     let others = !queue.is_empty();
     drop(queue);
     if core::ptr::eq(next, previous) {
-        rearm(cpu, others);
+        rearm(cpu, local, others);
         return;
     }
     // SAFETY: `next` is the idle task, which lives for ever, or carries the reference from the queue.
@@ -135,7 +196,7 @@ pub(super) fn switch_away(requeue: bool) {
     cpu.previous.set(previous);
     previous.save_application_state();
     next.load_application_state();
-    rearm(cpu, others);
+    rearm(cpu, local, others);
     // SAFETY: `next.rsp` was stored by its own switch away, or laid out by `spawn`; both stacks stay
     // mapped; interrupts are off.
     unsafe { switch_stacks(previous.rsp.get(), *next.rsp.get()) };
@@ -153,34 +214,46 @@ pub fn finish_switch() {
     // slot, or (dead, must_move) by this function from here on.
     let task = unsafe { &*previous };
     let dead = task.dead.load(Ordering::Relaxed);
-    let must_move = task.must_move.swap(false, Ordering::Relaxed);
-    // From here on another CPU may run it, and it may end and be dropped.
+    let must_move = task.must_move.load(Ordering::Relaxed);
+    if dead || must_move {
+        finish_rarely(task, dead);
+    } else {
+        // From here on another CPU may run it, and it may end and be dropped.
+        task.on_cpu.store(false, Ordering::Release);
+    }
+}
+
+/// Ends a task that has left its CPU for good, or sends it to one that it may run on.
+#[cold]
+fn finish_rarely(task: &Task, dead: bool) {
+    task.must_move.store(false, Ordering::Relaxed);
     task.on_cpu.store(false, Ordering::Release);
+    // SAFETY: a dead task is in no queue, and `switch_away` left the reference of one that must move:
+    // it is ours.
+    let task = unsafe { Arc::from_raw(task) };
     if dead {
-        // SAFETY: a dead task is in no queue: its reference is ours.
-        DEAD.push(unsafe { Arc::from_raw(previous) });
+        DEAD.push(task);
         if let Some(reaper) = REAPER.get() {
             reaper.unpark();
         }
-    } else if must_move {
-        // SAFETY: `switch_away` left the reference for this.
-        make_runnable(unsafe { Arc::from_raw(previous) });
+    } else {
+        make_runnable(task);
     }
 }
 
 // --- making runnable ----------------------------------------------------------------------------------
 
 /// Puts a runnable task into the calling CPU's queue.
-pub(super) fn enqueue(queue: &mut RunQueue<Arc<Task>>, task: Arc<Task>) {
+#[inline]
+pub(super) fn enqueue(cpu: &PerCpu, queue: &mut RunQueue<Arc<Task>>, task: Arc<Task>) {
     let vruntime = queue.adopt(task.lag.load(Ordering::Relaxed));
     task.vruntime.store(vruntime, Ordering::Relaxed);
-    consider_preemption(vruntime);
+    consider_preemption(cpu, vruntime);
     queue.push(vruntime, task);
 }
 
 /// Marks the calling CPU for a reschedule if a task with `vruntime` should run now.
-fn consider_preemption(vruntime: u64) {
-    let cpu = this_cpu();
+fn consider_preemption(cpu: &PerCpu, vruntime: u64) {
     let running = cpu.current.get();
     let idle = core::ptr::eq(running, cpu.idle_task.get());
     // SAFETY: the current task is alive while this CPU runs it.
@@ -190,13 +263,16 @@ fn consider_preemption(vruntime: u64) {
 }
 
 /// Where a task that becomes runnable should go: where it ran last, unless an idle CPU could have it.
+#[inline]
 fn choose_cpu(task: &Task) -> usize {
     let last = task.cpu.load(Ordering::Relaxed) as usize;
     let online = percpu::online_count();
     // Its registers may still be in that CPU: only that one may run it.
-    if online < 2 || task.on_cpu.load(Ordering::Acquire) {
-        return last;
-    }
+    if online < 2 || task.on_cpu.load(Ordering::Acquire) { last } else { choose_among(task, last, online) }
+}
+
+#[inline(never)]
+fn choose_among(task: &Task, last: usize, online: usize) -> usize {
     let is_idle = |index: usize| percpu::cpu(index).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
     if task.may_run_on(last) && is_idle(last) {
         return last;
@@ -227,8 +303,10 @@ fn send_away(previous: &Task, task: Arc<Task>) -> Option<Arc<Task>> {
 }
 
 /// Sends a runnable task to another CPU. Interrupts are off.
+#[inline(never)]
 fn post(target: usize, task: Arc<Task>) {
-    if MAILBOXES[target].push(task) && POLLING[target].must_interrupt() {
+    let cpu = percpu::cpu(target).expect("a task's CPU exists");
+    if cpu.scheduler.mailbox.push(task) && cpu.scheduler.polling.must_interrupt() {
         tell(target);
     }
 }
@@ -242,29 +320,37 @@ pub(super) fn tell(target: usize) {
 }
 
 /// Makes a task run soon. Its reference goes to a queue. From any context.
+#[inline]
 pub fn make_runnable(task: Arc<Task>) {
     let _off = InterruptsOff::enter();
+    let cpu = this_cpu();
     let target = choose_cpu(&task);
-    if target == cpu_number() {
-        enqueue(&mut QUEUES[target].lock_while_off(), task);
-        rearm(this_cpu(), true);
+    if target == cpu.index.get() as usize {
+        enqueue(cpu, &mut cpu.scheduler.queue.lock_while_off(), task);
+        rearm(cpu, &cpu.scheduler, true);
     } else {
         post(target, task);
     }
 }
 
+#[inline(never)]
+fn take_mail(cpu: &PerCpu, local: &Local, queue: &mut RunQueue<Arc<Task>>) {
+    local.mailbox.take_all(|task| enqueue(cpu, queue, task));
+}
+
 /// Takes what other CPUs sent. Interrupts are off.
 pub fn drain_mailbox() {
-    let index = cpu_number();
-    if !MAILBOXES[index].is_empty() {
-        let mut queue = QUEUES[index].lock_while_off();
-        MAILBOXES[index].take_all(|task| enqueue(&mut queue, task));
+    let cpu = this_cpu();
+    let local = &cpu.scheduler;
+    if !local.mailbox.is_empty() {
+        let mut queue = local.queue.lock_while_off();
+        take_mail(cpu, local, &mut queue);
         let others = !queue.is_empty();
         drop(queue);
-        rearm(this_cpu(), others);
+        rearm(cpu, local, others);
     }
-    if MASKS_CHANGED[index].load(Ordering::Acquire) {
-        heed_masks(index);
+    if local.masks_changed.load(Ordering::Acquire) {
+        heed_masks(cpu);
     }
 }
 
@@ -276,10 +362,10 @@ pub fn drain_mailbox() {
 pub fn mask_changed(task: &Task) {
     let _off = InterruptsOff::enter();
     let here = cpu_number();
-    for (index, changed) in MASKS_CHANGED.iter().enumerate().take(percpu::online_count()) {
-        if !task.may_run_on(index) {
-            changed.store(true, Ordering::Release);
-            if index == here { heed_masks(index) } else { tell(index) }
+    for index in (0..percpu::online_count()).filter(|&index| !task.may_run_on(index)) {
+        if let Some(cpu) = percpu::cpu(index) {
+            cpu.scheduler.masks_changed.store(true, Ordering::Release);
+            if index == here { heed_masks(cpu) } else { tell(index) }
         }
     }
     let is_idle = |&index: &usize| percpu::cpu(index).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
@@ -292,16 +378,16 @@ pub fn mask_changed(task: &Task) {
 /// Sends the calling CPU's tasks away that may not run here any more: waiting ones now, the running one
 /// when it leaves the kernel. Interrupts are off.
 #[cold]
-fn heed_masks(index: usize) {
-    if !MASKS_CHANGED[index].swap(false, Ordering::AcqRel) {
+fn heed_masks(cpu: &PerCpu) {
+    if !cpu.scheduler.masks_changed.swap(false, Ordering::AcqRel) {
         return;
     }
-    let cpu = this_cpu();
+    let index = cpu.index.get() as usize;
     if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) && !current_ref().may_run_on(index) {
         cpu.reschedule.store(true, Ordering::Relaxed);
     }
     loop {
-        let mut queue = QUEUES[index].lock_while_off();
+        let mut queue = cpu.scheduler.queue.lock_while_off();
         let misplaced = |task: &Arc<Task>| !task.may_run_on(index) && !task.on_cpu.load(Ordering::Acquire);
         let Some((vruntime, task)) = queue.steal(misplaced) else { return };
         task.lag.store(queue.lag(vruntime), Ordering::Relaxed);
@@ -338,51 +424,13 @@ pub fn interrupt(task: &Task) {
     }
 }
 
-// --- sleeping -----------------------------------------------------------------------------------------
-
-/// See [`rt::Runtime::park`].
-pub fn park(deadline_ns: Option<u64>, mode: ParkMode) -> Parked {
-    let task = current_ref();
-    let interruptible = mode == ParkMode::Interruptible;
-    let off = InterruptsOff::enter();
-    if task.wake.take_token() {
-        return Parked::Woken;
-    }
-    if interruptible && task.is_interrupted() {
-        return Parked::Interrupted;
-    }
-    if deadline_ns.is_some_and(|deadline| deadline <= time::now_ns()) {
-        return Parked::TimedOut;
-    }
-    let timer_cpu = cpu_number();
-    let timer =
-        deadline_ns.map(|deadline| with_timers(timer_cpu, |timers| timers.arm(deadline, Sleeper(NonNull::from(task)))));
-    let ends = if interruptible { Ends::Interruptible } else { Ends::All };
-    let how = if !task.wake.publish(ends) {
-        Parked::Woken
-    } else if interruptible && task.is_interrupted() && task.wake.withdraw(ends) {
-        Parked::Interrupted
-    } else {
-        switch_away(false);
-        match task.wake.ended() {
-            Ended::Interrupted => Parked::Interrupted,
-            // The timer is gone.
-            Ended::TimedOut => return Parked::TimedOut,
-            Ended::Woken => Parked::Woken,
-        }
-    };
-    if let Some(timer) = timer {
-        with_timers(timer_cpu, |timers| timers.cancel(timer));
-    }
-    drop(off);
-    how
-}
+// --- giving way ---------------------------------------------------------------------------------------
 
 /// Lets others go first.
 pub fn yield_now() {
     let _off = InterruptsOff::enter();
     let task = current_ref();
-    if let Some(first) = QUEUES[cpu_number()].lock_while_off().first() {
+    if let Some(first) = this_cpu().scheduler.queue.lock_while_off().first() {
         task.vruntime.fetch_max(first, Ordering::Relaxed);
     }
     switch_away(true);
@@ -420,12 +468,13 @@ pub fn exit() -> ! {
 /// The CPU's timer fired, interrupts off.
 pub fn timer_fired(now_ns: u64) {
     let cpu = this_cpu();
-    let index = cpu_number();
-    ARMED[index].store(u64::MAX, Ordering::Relaxed);
-    while let Some(task) = with_timers(index, |timers| end_due_park(timers, now_ns)) {
+    let local = &cpu.scheduler;
+    local.armed.store(u64::MAX, Ordering::Relaxed);
+    local.armed_for_slice.store(false, Ordering::Relaxed);
+    while let Some(task) = local.with_timers(|timers| sleep::end_due_park(timers, now_ns)) {
         resume(task);
     }
-    let queue = QUEUES[index].lock_while_off();
+    let queue = local.queue.lock_while_off();
     if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
         let running = current_ref();
         let ran_ns = time::ticks_to_ns(time::counter().wrapping_sub(cpu.running_since.get()));
@@ -436,48 +485,37 @@ pub fn timer_fired(now_ns: u64) {
     }
     let others = !queue.is_empty();
     // A wake-up may just have missed that a CPU became idle: once a slice, what waits is offered again.
-    let helper = if others { idle::helper(index, &queue) } else { None };
+    let helper = if others { idle::helper(cpu.index.get() as usize, &queue) } else { None };
     drop(queue);
     if let Some(helper) = helper {
         idle::offer(helper);
     }
-    rearm(cpu, others);
-}
-
-/// Ends the next park whose time is over, if somebody else has not ended it. The task is the caller's,
-/// to be made to run.
-fn end_due_park(timers: &mut Timers<Sleeper>, now_ns: u64) -> Option<&'static Task> {
-    while let Some(Sleeper(task)) = timers.pop_due(now_ns) {
-        // SAFETY: the timers' lock is held, so this task has not come to disarm its timer yet. If its
-        // park ends here, it stays parked until it is made to run.
-        let task = unsafe { task.as_ref() };
-        if task.wake.end(Ends::All, Ended::TimedOut) {
-            return Some(task);
-        }
-    }
-    None
-}
-
-/// Lends a CPU's timers, interrupts off, and notes the nearest afterwards.
-fn with_timers<T>(index: usize, with: impl FnOnce(&mut Timers<Sleeper>) -> T) -> T {
-    let mut timers = TIMERS[index].lock_while_off();
-    let result = with(&mut timers);
-    NEAREST[index].store(timers.nearest_ns(), Ordering::Relaxed);
-    result
+    rearm(cpu, local, others);
 }
 
 /// Arms the CPU's timer for the nearest of its deadlines and, if `others` wait for the CPU, the
 /// running task's slice end. A timer that is armed for earlier stays: firing once too often is cheaper
-/// than programming each time.
-fn rearm(cpu: &PerCpu, others: bool) {
-    let index = cpu.index.get() as usize;
-    let mut deadline = NEAREST[index].load(Ordering::Relaxed);
-    if others && !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
+/// than programming each time. So does one that a slice's end has armed: that of an earlier task lies
+/// before this one's, and an earlier look at this task's own is the same.
+#[inline]
+fn rearm(cpu: &PerCpu, local: &Local, others: bool) {
+    let nearest = local.nearest.load(Ordering::Relaxed);
+    let for_slice = others && !local.armed_for_slice.load(Ordering::Relaxed);
+    if for_slice || nearest < local.armed.load(Ordering::Relaxed) {
+        rearm_for(cpu, local, nearest, for_slice);
+    }
+}
+
+#[inline(never)]
+fn rearm_for(cpu: &PerCpu, local: &Local, nearest: u64, for_slice: bool) {
+    let mut deadline = nearest;
+    if for_slice && !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
         let since = time::ns_at(cpu.running_since.get());
         deadline = deadline.min((since + SLICE_NS).max(time::now_ns() + SLICE_NS / 4));
+        local.armed_for_slice.store(true, Ordering::Relaxed);
     }
-    if deadline < ARMED[index].load(Ordering::Relaxed) {
-        ARMED[index].store(deadline, Ordering::Relaxed);
+    if deadline < local.armed.load(Ordering::Relaxed) {
+        local.armed.store(deadline, Ordering::Relaxed);
         time::arm(Some(deadline));
     }
 }
@@ -501,6 +539,6 @@ pub fn start_reaper() {
 fn reap(_: usize) {
     loop {
         DEAD.take_all(drop);
-        park(None, ParkMode::Uninterruptible);
+        sleep::park(None, ParkMode::Uninterruptible);
     }
 }

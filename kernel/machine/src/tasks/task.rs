@@ -9,7 +9,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicI8, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
-use logic::park_word::ParkWord;
+use logic::{park_word::ParkWord, run_queue};
 use rt::{
     Extension,
     page::OutOfFrames,
@@ -28,7 +28,7 @@ use crate::{
     time, trap,
 };
 
-core::arch::global_asm!(include_str!("switch.S"), options(att_syntax));
+core::arch::global_asm!(include_str!("start.S"), options(att_syntax));
 
 unsafe extern "C" {
     fn task_start();
@@ -62,6 +62,8 @@ pub struct Task {
     pub(super) used_ticks: AtomicU64,
     affinity: AtomicU64,
     nice: AtomicI8,
+    /// That of `nice`.
+    weight: AtomicU32,
     extension: Option<Extension>,
     pub(super) next_mail: AtomicPtr<Task>,
 }
@@ -96,6 +98,7 @@ impl Task {
             used_ticks: AtomicU64::new(0),
             affinity: AtomicU64::new(ALL_CPUS),
             nice: AtomicI8::new(0),
+            weight: AtomicU32::new(run_queue::weight(0)),
             extension: None,
             next_mail: AtomicPtr::new(ptr::null_mut()),
         }
@@ -110,7 +113,7 @@ impl Task {
     }
 
     pub fn weight(&self) -> u32 {
-        logic::run_queue::weight(self.nice.load(Ordering::Relaxed))
+        self.weight.load(Ordering::Relaxed)
     }
 
     pub fn may_run_on(&self, cpu: usize) -> bool {
@@ -201,7 +204,7 @@ pub fn spawn(spec: TaskSpec, prepare: &mut dyn FnMut(&TaskRef)) -> Result<Arc<Ta
     let mut task = Task::new(spec.name, Some(stack), (low, top));
     let has_a_cpu = spec.affinity & online_cpus() != 0;
     task.affinity = AtomicU64::new(if has_a_cpu { spec.affinity } else { ALL_CPUS });
-    task.nice = AtomicI8::new(spec.nice);
+    task.set_nice(spec.nice);
     task.extension = spec.extension;
     let here = this_cpu().index.get();
     task.cpu = AtomicU32::new(here);
@@ -226,11 +229,11 @@ pub fn spawn(spec: TaskSpec, prepare: &mut dyn FnMut(&TaskRef)) -> Result<Arc<Ta
         }
         Start::Kernel(run, data) => (start_kernel, Box::into_raw(Box::new((run, data))) as u64),
     };
-    // What `switch_stacks` pops: r15, r14, r13, r12, rbx, rbp, then the return address.
-    let words = [0, 0, argument, entry as *const () as u64, 0, 0, task_start as *const () as u64];
+    // What `switch_stacks` returns to, and what `task_start` pops.
+    let words = [task_start as *const () as u64, entry as *const () as u64, argument];
     let rsp = top - size_of::<TrapFrame>() as u64 - size_of_val(&words) as u64;
     // SAFETY: within the fresh stack, below the trap frame's place.
-    unsafe { (rsp as *mut [u64; 7]).write(words) };
+    unsafe { (rsp as *mut [u64; 3]).write(words) };
     task.rsp = UnsafeCell::new(rsp);
     let task = Arc::new(task);
     prepare(&(task.clone() as TaskRef));
@@ -311,6 +314,7 @@ impl TaskHandle for Task {
 
     fn set_nice(&self, nice: i8) {
         self.nice.store(nice.clamp(-20, 19), Ordering::Relaxed);
+        self.weight.store(run_queue::weight(nice), Ordering::Relaxed);
     }
 
     fn nice(&self) -> i8 {

@@ -9,7 +9,7 @@
 //! page limit or the clock needs a test binary of its own, or to be the only such test in one.
 mod pages;
 mod space;
-mod tasks;
+pub(crate) mod tasks;
 
 use std::{
     collections::VecDeque,
@@ -132,16 +132,6 @@ impl Runtime for HostRuntime {
         loop {
             std::thread::park();
         }
-    }
-
-    fn irq_save(&self) -> bool {
-        true
-    }
-
-    fn irq_restore(&self, _enabled: bool) {}
-
-    fn lock_depth_add(&self, by: i32) {
-        tasks::lock_depth_add(by);
     }
 
     fn now_ns(&self) -> u64 {
