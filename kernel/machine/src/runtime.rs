@@ -51,7 +51,7 @@ impl Runtime for Machine {
     }
 
     fn now_ns(&self) -> u64 {
-        time::now_ns()
+        time::now_ns_in_order()
     }
 
     fn realtime_ns(&self) -> u64 {

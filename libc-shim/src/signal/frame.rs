@@ -241,11 +241,14 @@ mod tests {
 
     #[test]
     fn the_vector_area_names_its_length() {
-        let mut state = VectorState { bytes: [0; VECTOR_STATE_BYTES], len: 832, features: 7 };
-        mark_vector_area(&mut state);
-        assert_eq!(vector_area_bytes(&state), 836);
-        let fxsave: &[u8; 512] = state.bytes[..512].try_into().unwrap();
-        assert_eq!(extended_len(fxsave), Some((832, 7)));
+        // AVX; AVX-512 in AMD's layout and in Intel's.
+        for (len, features) in [(832, 7), (2432, 0xe7), (2688, 0xe7)] {
+            let mut state = VectorState { bytes: [0; VECTOR_STATE_BYTES], len, features };
+            mark_vector_area(&mut state);
+            assert_eq!(vector_area_bytes(&state), len + 4);
+            let fxsave: &[u8; 512] = state.bytes[..512].try_into().unwrap();
+            assert_eq!(extended_len(fxsave), Some((len, features)));
+        }
         assert_eq!(extended_len(&[0; 512]), None);
     }
 }

@@ -9,6 +9,7 @@ use crate::drivers::{control, first_disk};
 
 mod application;
 mod bench;
+mod clock;
 mod disks;
 mod fatal;
 mod memory;
@@ -19,6 +20,9 @@ mod tasks;
 type Test = (&'static str, fn() -> Result<(), String>);
 
 const TESTS: &[Test] = &[
+    // First: the clock's rate is refined about now.
+    ("clock-remembers", clock::remembers),
+    ("clock-is-monotonic", clock::is_monotonic),
     ("park-unpark", tasks::park_unpark),
     ("park-timeout", tasks::park_timeout),
     ("thousand-tasks", tasks::thousand_tasks),
