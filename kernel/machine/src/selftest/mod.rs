@@ -15,6 +15,7 @@ mod fatal;
 mod memory;
 mod net;
 mod pressure;
+mod reverse;
 mod tasks;
 
 type Test = (&'static str, fn() -> Result<(), String>);
@@ -39,6 +40,8 @@ const TESTS: &[Test] = &[
     ("file-larger-than-memory", pressure::file_larger_than_memory),
     ("exhaustion", pressure::exhaustion),
     ("budget", memory::budget),
+    ("dirty-tracking", reverse::dirty_tracking),
+    ("truncation-below-mappings", reverse::truncation),
     ("huge-pages", pressure::huge_pages),
     ("huge-pages-shared", pressure::huge_pages_shared),
     ("zeroed-ahead", pressure::zeroed_ahead),
