@@ -208,7 +208,7 @@ fn exit_code(outcome: Outcome) -> Result<u8, Failure> {
         Outcome::OutOfMemory => {
             (failure::KERNEL_PANIC, "the machine ran out of memory".to_string(), "give it more, such as -m 2G")
         }
-        Outcome::BadBoot => (
+        Outcome::BadBoot { .. } => (
             failure::NOT_STARTED,
             "the guest kernel could not start".to_string(),
             "its reason is above; --loglevel info tells more",

@@ -35,7 +35,8 @@ static BOOT: Once<Boot> = Once::new();
 /// kernel task, and idles.
 #[unsafe(no_mangle)]
 fn kernel_main(info: BootInfo) -> ! {
-    let config = BootConfig::parse(&info.command_line).unwrap_or_else(|error| boot::malformed(format_args!("{error}")));
+    let config = BootConfig::parse(&info.command_line)
+        .unwrap_or_else(|error| boot::malformed(abi::exit::BAD_COMMAND_LINE, format_args!("{error}")));
     console::set_level(level(config.log_level));
     if config.exits {
         cpu::exits::report_at_end();
@@ -107,7 +108,7 @@ fn first_task(_: usize) {
     }
     let vfs = match root::device(boot.config.root, boot.module).and_then(root::mount) {
         Ok(vfs) => vfs,
-        Err(error) => boot::malformed(format_args!("{error}")),
+        Err(error) => boot::malformed(abi::exit::BAD_BOOT, format_args!("{error}")),
     };
     phase(&boot.config, "root");
     if boot.config.stdin == abi::ConsoleInput::Pipe {
@@ -117,7 +118,7 @@ fn first_task(_: usize) {
         control::send(abi::control::Frame::Input);
     }
     if let Err(error) = libc_shim::start_init(&boot.config, vfs) {
-        boot::malformed(format_args!("{error}"));
+        boot::malformed(abi::exit::BAD_BOOT, format_args!("{error}"));
     }
     phase(&boot.config, "init");
 }

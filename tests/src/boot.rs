@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use abi::BootConfig;
+use abi::{BootConfig, exit};
 use image::Tree;
 use vmm::{ImageAs, Machine, MachineType, Outcome};
 
@@ -78,7 +78,7 @@ pub fn add(suite: &mut Suite) {
     suite.add(Slice::Default, "boot/exact-repeats", exact);
 }
 
-fn hello_image() -> Result<PathBuf, String> {
+pub fn hello_image() -> Result<PathBuf, String> {
     guest::image_folder()?;
     let path = Path::new(IMAGES).join("hello.erofs");
     let mut tree = Tree::new();
@@ -161,7 +161,9 @@ fn missing_init(init: &str) -> Verdict {
     let run = hello_image().and_then(|_| guest::run(&with_image(guest::machine(init, LIMIT_S), ImageAs::Disk)));
     match run {
         Ok(run) => match run.report.outcome {
-            Outcome::BadBoot if String::from_utf8_lossy(&run.output).contains(init) => Verdict::Passed,
+            Outcome::BadBoot { code: exit::BAD_BOOT } if String::from_utf8_lossy(&run.output).contains(init) => {
+                Verdict::Passed
+            }
             ref outcome => run.fail(format!("ended as {outcome:?}, expected a message that names {init} and BadBoot")),
         },
         Err(why) => Verdict::Failed(why),

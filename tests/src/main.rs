@@ -14,6 +14,7 @@ mod gaps;
 mod guest;
 mod java;
 mod kernel;
+mod malformed;
 mod measure;
 mod pressure;
 mod suite;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     kernel::add(&mut suite);
     boot::add(&mut suite);
     diagnosis::add(&mut suite);
+    malformed::add(&mut suite);
     conformance::add(&mut suite);
     java::add(&mut suite);
     pressure::add(&mut suite);

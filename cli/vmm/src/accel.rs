@@ -51,7 +51,7 @@ fn probe(kernel: &Path, qemu: Option<&Path>) -> Choice {
     machine.qemu = qemu.map(Path::to_path_buf);
     machine.time_limit = Some(PROBE_LIMIT);
     match machine.run(&mut |_| {}).map(|report| report.outcome) {
-        Ok(Outcome::BadBoot | Outcome::Exited { .. }) => Choice { accel: Accel::Kvm, reason: None },
+        Ok(Outcome::BadBoot { .. } | Outcome::Exited { .. }) => Choice { accel: Accel::Kvm, reason: None },
         Ok(Outcome::QemuFailed { message, .. }) => no_kvm(message.lines().next().unwrap_or("QEMU failed").to_string()),
         Ok(Outcome::TimedOut) => no_kvm("a boot on it did not end".to_string()),
         Ok(other) => no_kvm(format!("a boot on it failed: {other:?}")),

@@ -15,8 +15,10 @@ pub enum Outcome {
     Panicked {
         cause: String,
     },
-    /// The kernel could not make sense of how it was booted.
-    BadBoot,
+    /// The kernel could not make sense of how it was booted: one of `abi::exit`'s `BAD_…`.
+    BadBoot {
+        code: u32,
+    },
     OutOfMemory,
     /// A built-in kernel test failed.
     TestFailed,
@@ -86,7 +88,7 @@ impl Ending {
             Some(exit::PANIC) => {
                 Outcome::Panicked { cause: self.panic.unwrap_or_else(|| "no cause was reported".to_string()) }
             }
-            Some(exit::BAD_BOOT) => Outcome::BadBoot,
+            Some(code) if exit::is_bad_boot(code) => Outcome::BadBoot { code },
             Some(exit::OUT_OF_MEMORY) => Outcome::OutOfMemory,
             Some(exit::TEST_FAILED) => Outcome::TestFailed,
             _ => match (self.status, self.panic) {
@@ -120,7 +122,9 @@ mod tests {
 
     #[test]
     fn each_end_has_its_name() {
-        assert_eq!(ending(exit::BAD_BOOT).outcome(), Outcome::BadBoot);
+        for code in [exit::BAD_BOOT, exit::BAD_START_INFO, exit::BAD_COMMAND_LINE] {
+            assert_eq!(ending(code).outcome(), Outcome::BadBoot { code });
+        }
         assert_eq!(ending(exit::OUT_OF_MEMORY).outcome(), Outcome::OutOfMemory);
         assert_eq!(ending(exit::TEST_FAILED).outcome(), Outcome::TestFailed);
         let panic = Some("why".to_string());

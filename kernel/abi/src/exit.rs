@@ -10,12 +10,25 @@ pub const PORT: u16 = 0xf4;
 pub const ORDERLY: u32 = 0x10;
 /// The kernel panicked.
 pub const PANIC: u32 = 0x20;
-/// The boot structure or the command line is malformed, or there is nothing to run.
+/// There is nothing to run: no root image, a broken one, or no such program in it.
 pub const BAD_BOOT: u32 = 0x21;
 /// Too little memory to start or to go on.
 pub const OUT_OF_MEMORY: u32 = 0x22;
 /// A built-in kernel test failed.
 pub const TEST_FAILED: u32 = 0x23;
+/// No boot structure where the loader said, or one that makes no sense.
+pub const BAD_START_INFO: u32 = 0x24;
+/// No memory map, or one with no RAM where the kernel lies.
+pub const BAD_MEMORY_MAP: u32 = 0x25;
+/// A boot module outside RAM, or over the kernel.
+pub const BAD_MODULE: u32 = 0x26;
+/// A command line without an end, or one that the kernel does not understand.
+pub const BAD_COMMAND_LINE: u32 = 0x27;
+
+/// Whether `code` says that the machine could not start.
+pub const fn is_bad_boot(code: u32) -> bool {
+    matches!(code, BAD_BOOT | BAD_START_INFO..=BAD_COMMAND_LINE)
+}
 
 /// QEMU's exit status after `code` was written.
 pub const fn qemu_status(code: u32) -> i32 {
@@ -33,7 +46,8 @@ mod tests {
 
     #[test]
     fn each_code_fits_an_exit_status_and_comes_back() {
-        for code in [ORDERLY, PANIC, BAD_BOOT, OUT_OF_MEMORY, TEST_FAILED] {
+        let starting = [BAD_START_INFO, BAD_MEMORY_MAP, BAD_MODULE, BAD_COMMAND_LINE];
+        for code in [ORDERLY, PANIC, BAD_BOOT, OUT_OF_MEMORY, TEST_FAILED].into_iter().chain(starting) {
             assert!(qemu_status(code) < 128);
             assert_eq!(from_qemu_status(qemu_status(code)), Some(code));
         }

@@ -25,8 +25,18 @@ pub enum PvhError {
     /// Version 0 has no memory map.
     NoMemoryMap,
     TooManyEntries(u32),
-    /// What has to lie in RAM does not, or lies where the kernel does.
-    Misplaced(&'static str),
+    UnreadableMemoryMap,
+    UnreadableModules,
+    /// The kernel does not lie in RAM, if one believes the memory map.
+    KernelOutsideRam,
+    /// The boot module does not lie in RAM, or lies where the kernel does.
+    ModuleMisplaced {
+        start: u64,
+        len: u64,
+    },
+    /// No NUL among the first so many bytes.
+    EndlessCommandLine(usize),
+    UnreadableCommandLine(u64),
 }
 
 impl fmt::Display for PvhError {
@@ -35,7 +45,14 @@ impl fmt::Display for PvhError {
             Self::Unreadable => write!(f, "the PVH start information points outside memory"),
             Self::BadMagic(magic) => write!(f, "no PVH start information: magic is {magic:#x}, not {MAGIC:#x}"),
             Self::NoMemoryMap => write!(f, "the PVH start information has no memory map (version 0?)"),
-            Self::Misplaced(what) => write!(f, "the memory map has no RAM where {what} should be"),
+            Self::UnreadableMemoryMap => write!(f, "the PVH start information's memory map lies outside memory"),
+            Self::UnreadableModules => write!(f, "the PVH start information's modules lie outside memory"),
+            Self::KernelOutsideRam => write!(f, "the memory map has no RAM where the kernel is"),
+            Self::ModuleMisplaced { start, len } => {
+                write!(f, "the boot module, {len:#x} bytes at {start:#x}, does not lie in free RAM")
+            }
+            Self::EndlessCommandLine(limit) => write!(f, "the command line has no end within {limit} bytes"),
+            Self::UnreadableCommandLine(at) => write!(f, "the command line at {at:#x} lies outside memory"),
             Self::TooManyEntries(count) => write!(f, "the PVH start information claims {count} entries in a list"),
         }
     }
@@ -104,10 +121,23 @@ impl StartInfo {
                 return Err(PvhError::TooManyEntries(count));
             }
         }
+        // Each entry, not the whole at once: the early heap is small.
+        let readable = |(first, count): (u64, u32), len: usize| {
+            (0..u64::from(count)).all(|n| {
+                let at = n.checked_mul(len as u64).and_then(|offset| first.checked_add(offset));
+                at.is_some_and(|at| memory.read(at, &mut [0; MODULE_LEN][..len]))
+            })
+        };
+        if !readable(info.regions, REGION_LEN) {
+            return Err(PvhError::UnreadableMemoryMap);
+        }
+        if !readable(info.modules, MODULE_LEN) {
+            return Err(PvhError::UnreadableModules);
+        }
         Ok(info)
     }
 
-    /// Entries that cannot be read, are empty or wrap round are left out.
+    /// Entries that are empty or wrap round are left out.
     pub fn regions<'m, R: PhysReader>(&self, memory: &'m R) -> impl Iterator<Item = Region> + use<'m, R> {
         entries::<REGION_LEN, R>(memory, self.regions).filter_map(|bytes| {
             let (start, len) = (u64_at(&bytes, 0)?, u64_at(&bytes, 8)?);
@@ -124,32 +154,32 @@ impl StartInfo {
         })
     }
 
-    /// As [`StartInfo::regions`].
+    /// Empty ones are left out; one that wraps round ends at the last address.
     pub fn modules<'m, R: PhysReader>(&self, memory: &'m R) -> impl Iterator<Item = Module> + use<'m, R> {
         entries::<MODULE_LEN, R>(memory, self.modules).filter_map(|bytes| {
             let (start, len) = (u64_at(&bytes, 0)?, u64_at(&bytes, 8)?);
-            start.checked_add(len)?;
-            (len > 0).then_some(Module { start, len })
+            (len > 0).then_some(Module { start, len: len.min(u64::MAX - start) })
         })
     }
 
-    /// The command line without its NUL, copied to `out` and cut to its length. Empty: none.
-    pub fn command_line<'o>(&self, memory: &impl PhysReader, out: &'o mut [u8]) -> &'o [u8] {
+    /// The command line without its NUL, copied to `out`, which has to hold the NUL as well. Empty: none.
+    pub fn command_line<'o>(&self, memory: &impl PhysReader, out: &'o mut [u8]) -> Result<&'o [u8], PvhError> {
         if self.command_line == 0 {
-            return &[];
+            return Ok(&[]);
         }
         // Byte by byte: the text may end right before unreadable memory.
-        let mut len = 0;
-        while len < out.len() {
+        for len in 0..out.len() {
             let mut byte = [0];
-            let Some(at) = self.command_line.checked_add(len as u64) else { break };
-            if !memory.read(at, &mut byte) || byte[0] == 0 {
-                break;
+            let at = self.command_line.checked_add(len as u64);
+            if !at.is_some_and(|at| memory.read(at, &mut byte)) {
+                return Err(PvhError::UnreadableCommandLine(self.command_line));
+            }
+            if byte[0] == 0 {
+                return Ok(&out[..len]);
             }
             out[len] = byte[0];
-            len += 1;
         }
-        &out[..len]
+        Err(PvhError::EndlessCommandLine(out.len()))
     }
 
     /// Where the structure's own lists lie, so that they are not handed out as free memory before
@@ -163,12 +193,15 @@ impl StartInfo {
 }
 
 /// Usable RAM from `low` on: whole pages, sorted, neighbours joined, without what another entry says
-/// is no RAM, and without what no page table reaches. A map that contradicts itself gives less.
-pub fn usable_ram(regions: &[Region], low: u64) -> Vec<(u64, u64)> {
+/// is no RAM, and without what no page table or, by `address_bits`, the CPU reaches. A map that
+/// contradicts itself gives less.
+pub fn usable_ram(regions: &[Region], low: u64, address_bits: u32) -> Vec<(u64, u64)> {
+    let high = 1u64.checked_shl(address_bits).map_or(PHYSICAL_END, |end| end.min(PHYSICAL_END));
     let mut ram: Vec<(u64, u64)> = regions
         .iter()
         .filter(|region| region.kind == RegionKind::Ram)
-        .map(|region| (region.start.max(low), region.end.min(PHYSICAL_END)))
+        .map(|region| (region.start.max(low), region.end.min(high)))
+        .filter(|(start, end)| start < end)
         .collect();
     for other in regions.iter().filter(|region| region.kind != RegionKind::Ram) {
         ram = ram
@@ -197,11 +230,11 @@ pub fn usable_ram(regions: &[Region], low: u64) -> Vec<(u64, u64)> {
 pub fn check_places(ram: &[(u64, u64)], image: (u64, u64), module: Option<(u64, u64)>) -> Result<(), PvhError> {
     let inside = |(start, end): (u64, u64)| ram.iter().any(|range| range.0 <= start && end <= range.1);
     if !inside(image) {
-        return Err(PvhError::Misplaced("the kernel"));
+        return Err(PvhError::KernelOutsideRam);
     }
     match module {
         Some(module) if !inside(module) || (module.0 < image.1 && image.0 < module.1) => {
-            Err(PvhError::Misplaced("the boot module"))
+            Err(PvhError::ModuleMisplaced { start: module.0, len: module.1.saturating_sub(module.0) })
         }
         _ => Ok(()),
     }
@@ -253,8 +286,8 @@ mod tests {
         assert_eq!(regions.len(), 2, "the one that wraps round is left out");
         assert_eq!(regions[1], Region { start: 0x10_0000, end: 0x8000_0000, kind: RegionKind::Ram });
         assert_eq!(info.modules(&memory).collect::<Vec<_>>(), [Module { start: 0x40_0000, len: 0x1234 }]);
-        assert_eq!(info.command_line(&memory, &mut [0; 64]), b"loglevel=3 quiet");
-        assert_eq!(info.command_line(&memory, &mut [0; 8]), b"loglevel");
+        assert_eq!(info.command_line(&memory, &mut [0; 64]), Ok(&b"loglevel=3 quiet"[..]));
+        assert_eq!(info.command_line(&memory, &mut [0; 17]), Ok(&b"loglevel=3 quiet"[..]));
         assert_eq!(info.lists(), [(0x1300, 72), (0x1200, 32)]);
     }
 
@@ -266,6 +299,44 @@ mod tests {
         assert_eq!(StartInfo::read(&memory, 0x1000), Err(PvhError::TooManyEntries(5000)));
         memory.put(0x1000, &[0]);
         assert!(matches!(StartInfo::read(&memory, 0x1000), Err(PvhError::BadMagic(_))));
+    }
+
+    #[test]
+    fn a_command_line_ends_or_is_refused() {
+        let mut memory = sample();
+        let info = StartInfo::read(&memory, 0x1000).unwrap();
+        assert_eq!(info.command_line(&memory, &mut [0; 16]), Err(PvhError::EndlessCommandLine(16)));
+        memory.put(0x1018, &0x1fffu64.to_le_bytes());
+        memory.put(0x1fff, b"x");
+        let info = StartInfo::read(&memory, 0x1000).unwrap();
+        assert_eq!(info.command_line(&memory, &mut [0; 16]), Err(PvhError::UnreadableCommandLine(0x1fff)));
+        memory.put(0x1018, &u64::MAX.to_le_bytes());
+        let info = StartInfo::read(&memory, 0x1000).unwrap();
+        assert_eq!(info.command_line(&memory, &mut [0; 16]), Err(PvhError::UnreadableCommandLine(u64::MAX)));
+        memory.put(0x1018, &[0; 8]);
+        assert_eq!(StartInfo::read(&memory, 0x1000).unwrap().command_line(&memory, &mut []), Ok(&[][..]));
+    }
+
+    #[test]
+    fn lists_must_lie_in_memory() {
+        let mut memory = sample();
+        memory.put(0x1010, &0x1ff0u64.to_le_bytes());
+        assert_eq!(StartInfo::read(&memory, 0x1000), Err(PvhError::UnreadableModules));
+        memory.put(0x1028, &u64::MAX.to_le_bytes());
+        assert_eq!(StartInfo::read(&memory, 0x1000), Err(PvhError::UnreadableMemoryMap));
+        memory.put(0x1030, &0u32.to_le_bytes());
+        assert_eq!(StartInfo::read(&memory, 0x1000), Err(PvhError::NoMemoryMap));
+    }
+
+    #[test]
+    fn a_module_that_wraps_round_lies_nowhere() {
+        let mut memory = sample();
+        memory.put(0x1200, &[u64::MAX - 8, 100].map(u64::to_le_bytes).concat());
+        let info = StartInfo::read(&memory, 0x1000).unwrap();
+        let module = info.modules(&memory).next().unwrap();
+        assert_eq!(module.start + module.len, u64::MAX);
+        let places = check_places(&[(0, 1 << 40)], (0x10_0000, 0x20_0000), Some((module.start, u64::MAX)));
+        assert!(matches!(places, Err(PvhError::ModuleMisplaced { .. })));
     }
 
     #[test]
@@ -282,8 +353,10 @@ mod tests {
             ram(0, 0x9_fc00),
         ];
         let wanted = [(0x10_0000, 0x700_0000), (0x700_1000, 0x900_0000), (0x1_0000_0000, 1 << 46)];
-        assert_eq!(usable_ram(&map, 0x10_0000), wanted);
-        assert_eq!(usable_ram(&[ram(0x1001, 0x1fff)], 0), []);
+        assert_eq!(usable_ram(&map, 0x10_0000, 64), wanted);
+        assert_eq!(usable_ram(&map, 0x10_0000, 40).last(), Some(&(0x1_0000_0000, 1 << 40)));
+        assert_eq!(usable_ram(&map, 0x10_0000, 32), wanted[..2]);
+        assert_eq!(usable_ram(&[ram(0x1001, 0x1fff)], 0, 40), []);
     }
 
     #[test]
@@ -293,9 +366,10 @@ mod tests {
         assert_eq!(check_places(&ram, image, None), Ok(()));
         assert_eq!(check_places(&ram, image, Some((0x50_0000, 0x800_0000))), Ok(()));
         for module in [(0x4f_ffff, 0x60_0000), (0x700_0000, 0x800_0001), (1 << 40, 1 << 41)] {
-            assert_eq!(check_places(&ram, image, Some(module)), Err(PvhError::Misplaced("the boot module")));
+            let error = PvhError::ModuleMisplaced { start: module.0, len: module.1 - module.0 };
+            assert_eq!(check_places(&ram, image, Some(module)), Err(error));
         }
-        assert_eq!(check_places(&[], image, None), Err(PvhError::Misplaced("the kernel")));
+        assert_eq!(check_places(&[], image, None), Err(PvhError::KernelOutsideRam));
     }
 
     #[test]
@@ -310,7 +384,7 @@ mod tests {
             if let Ok(info) = StartInfo::read(&memory, 0x1000) {
                 assert!(info.regions(&memory).all(|r| r.start < r.end));
                 assert!(info.modules(&memory).count() <= MAX_MODULES as usize);
-                assert!(info.command_line(&memory, &mut [0; 4096]).len() <= 0xf00);
+                assert!(info.command_line(&memory, &mut [0; 4096]).unwrap_or(&[]).len() <= 0xf00);
             }
         }
     }

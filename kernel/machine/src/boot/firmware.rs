@@ -2,7 +2,10 @@
 //! ACPI: read once at boot, applied to interrupt controllers and power-off, and kept for drivers.
 use core::cell::Cell;
 
-use logic::{acpi::Acpi, physical::PhysReader};
+use logic::{
+    acpi::{Acpi, AcpiError},
+    physical::PhysReader,
+};
 
 use super::BootInfo;
 use crate::{
@@ -56,8 +59,13 @@ pub fn read(info: &BootInfo) -> Acpi {
     let tables = Tables { window: Cell::new((0, 0, 0)) };
     match Acpi::read(&tables, info.rsdp) {
         Ok(acpi) => acpi,
-        Err(error) => {
+        // Firecracker without ACPI, for one, is no reason to worry.
+        Err(error @ AcpiError::NoRootPointer) if info.rsdp == 0 => {
             log::info!("{error}: one CPU, devices by command line only");
+            Acpi::default()
+        }
+        Err(error) => {
+            log::warn!("{error}: one CPU, devices by command line only");
             Acpi::default()
         }
     }

@@ -8,6 +8,9 @@ use alloc::{string::String, vec::Vec};
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use abi::exit;
+use logic::pvh::PvhError;
+
 use crate::{
     console,
     cpu::{apic, features, smp},
@@ -91,7 +94,8 @@ extern "C" fn boot_start(start_info: u32) -> ! {
     runtime::register();
     // SAFETY: linker symbols; only their addresses are used.
     let image = unsafe { (address(&__boot_start), address(&__kernel_end) - paging::KERNEL_BASE) };
-    let pvh = pvh::read(u64::from(start_info), image).unwrap_or_else(|error| malformed(format_args!("{error}")));
+    let pvh = pvh::read(u64::from(start_info), image)
+        .unwrap_or_else(|error| malformed(exit_code(error), format_args!("{error}")));
     map_memory(&pvh);
     heap::use_frames();
     features::enable();
@@ -104,16 +108,24 @@ extern "C" fn boot_start(start_info: u32) -> ! {
     unsafe { kernel_main(info) }
 }
 
-/// Ends the machine: what it was booted with makes no sense.
-pub fn malformed(what: core::fmt::Arguments<'_>) -> ! {
+fn exit_code(error: PvhError) -> u32 {
+    match error {
+        PvhError::Unreadable | PvhError::BadMagic(_) | PvhError::TooManyEntries(_) => exit::BAD_START_INFO,
+        PvhError::UnreadableModules | PvhError::ModuleMisplaced { .. } => exit::BAD_MODULE,
+        PvhError::NoMemoryMap | PvhError::UnreadableMemoryMap | PvhError::KernelOutsideRam => exit::BAD_MEMORY_MAP,
+        PvhError::EndlessCommandLine(_) | PvhError::UnreadableCommandLine(_) => exit::BAD_COMMAND_LINE,
+    }
+}
+
+/// Ends the machine with one line: what it was booted with makes no sense. `code`: see [`abi::exit`].
+pub fn malformed(code: u32, what: core::fmt::Arguments<'_>) -> ! {
     crate::panic::print_raw(format_args!("demitasse: error: {what}\n"));
-    crate::drivers::power::off(abi::exit::BAD_BOOT)
+    crate::drivers::power::off(code)
 }
 
 /// Ends the machine: it has too little memory for the kernel alone.
 pub fn out_of_memory(what: core::fmt::Arguments<'_>) -> ! {
-    crate::panic::print_raw(format_args!("demitasse: error: too little memory: {what}\n"));
-    crate::drivers::power::off(abi::exit::OUT_OF_MEMORY)
+    malformed(exit::OUT_OF_MEMORY, format_args!("too little memory: {what}"))
 }
 
 /// Final page tables and the frame allocator.
@@ -124,7 +136,7 @@ fn map_memory(pvh: &pvh::Pvh) {
         .ram
         .iter()
         .find(|range| range.0 <= image_end && image_end <= range.1)
-        .map_or_else(|| malformed(format_args!("no RAM behind the kernel")), |range| range.1);
+        .map_or_else(|| malformed(exit::BAD_MEMORY_MAP, format_args!("no RAM behind the kernel")), |range| range.1);
     // Early memory ends below a module that was put above the kernel.
     let early_end = pvh
         .module

@@ -7,7 +7,7 @@ use logic::{
     pvh::{PvhError, Region, StartInfo, check_places, usable_ram},
 };
 
-use crate::memory::paging::KERNEL_BASE;
+use crate::{cpu::features, memory::paging::KERNEL_BASE};
 
 pub struct Pvh {
     pub command_line: String,
@@ -40,10 +40,10 @@ impl PhysReader for BootMap {
 pub fn read(start_info: u64, image: (u64, u64)) -> Result<Pvh, PvhError> {
     let info = StartInfo::read(&BootMap, start_info)?;
     let mut text = vec![0; COMMAND_LINE_LIMIT];
-    let command_line = String::from_utf8_lossy(info.command_line(&BootMap, &mut text)).into_owned();
+    let command_line = String::from_utf8_lossy(info.command_line(&BootMap, &mut text)?).into_owned();
     let module = info.modules(&BootMap).next().map(|module| (module.start, module.start + module.len));
     let regions: Vec<Region> = info.regions(&BootMap).collect();
-    let ram = usable_ram(&regions, LOW_END);
+    let ram = usable_ram(&regions, LOW_END, features::physical_address_bits());
     check_places(&ram, image, module)?;
     Ok(Pvh { command_line, module, rsdp: info.rsdp, ram })
 }

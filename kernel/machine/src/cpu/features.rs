@@ -31,6 +31,14 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> (u32, u32, u32, u32) {
     (a, b, c, d)
 }
 
+/// How wide a physical address is: wider ones fault in a page table (CPUID 0x8000_0008).
+pub fn physical_address_bits() -> u32 {
+    const LEAF: u32 = 0x8000_0008;
+    // What the SDM says of a CPU without the leaf.
+    const UNKNOWN: u32 = 36;
+    if cpuid(0x8000_0000, 0).0 >= LEAF { cpuid(LEAF, 0).0 & 0xff } else { UNKNOWN }
+}
+
 /// Switches on what the kernel uses. Once on every CPU, the boot CPU first.
 pub fn enable() {
     let vectors = xstate::vector_state(&ThisCpu, VECTOR_STATE_BYTES as u32);
