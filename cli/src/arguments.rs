@@ -76,9 +76,15 @@ pub struct MachineOptions {
     /// Firmware in place of QEMU's own, such as qboot.rom.
     #[arg(long, value_name = "FILE")]
     pub bios: Option<PathBuf>,
-    /// What the guest kernel prints: error, warn, info, debug or trace.
+    /// What the guest kernel prints: off, error, warn, info, debug, trace, or Linux's number.
     #[arg(long, default_value = "warn", value_parser = log_level)]
     pub loglevel: LogLevel,
+    /// Wait for gdb on this port before the first instruction.
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1234")]
+    pub gdb: Option<u16>,
+    /// Let QEMU take commands (QMP) on this socket, such as inject-nmi.
+    #[arg(long, value_name = "FILE")]
+    pub qmp: Option<PathBuf>,
     /// Stop the machine after this time, such as 30s or 5m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub time_limit: Option<Duration>,
@@ -93,7 +99,11 @@ pub struct MachineOptions {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum MachineName {
     Q35,
+    /// The older PC, without PCI Express.
+    Pc,
     Microvm,
+    /// With PCI Express in place of virtio-mmio.
+    MicrovmPcie,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -123,9 +133,15 @@ pub struct SymbolsOptions {
     pub kernel: PathBuf,
 }
 
+/// With less, QEMU cannot even place the kernel.
+const LEAST_MEMORY: u64 = 4 << 20;
+
 /// Bytes from a number with K, M or G (powers of 1024).
 fn memory_size(text: &str) -> Result<u64, String> {
     let wanted = || format!("{text:?} is no memory size: wanted one like 512M or 2G");
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("{text:?} has no unit: write {text}M or {text}G"));
+    }
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "K" | "KB" | "KIB" => 10,
@@ -136,7 +152,7 @@ fn memory_size(text: &str) -> Result<u64, String> {
     let count: u64 = digits.parse().map_err(|_| wanted())?;
     let bytes = count.checked_mul(1 << shift).ok_or_else(wanted)?;
     match bytes {
-        ..0x20_0000 => Err(format!("{text} is too little: the kernel alone needs 2M")),
+        ..LEAST_MEMORY => Err(format!("{text} is too little: the kernel alone needs {}M", LEAST_MEMORY >> 20)),
         0x400_0000_0000.. => Err(format!("{text} is more than a machine can have (4 TiB)")),
         _ => Ok(bytes),
     }
@@ -166,6 +182,8 @@ mod tests {
     fn memory_sizes_need_a_unit() {
         assert_eq!(memory_size("512M"), Ok(512 << 20));
         assert_eq!(memory_size("2gib"), Ok(2 << 30));
+        assert_eq!(memory_size("17"), Err("\"17\" has no unit: write 17M or 17G".to_string()));
+        assert!(memory_size("3M").is_err() && memory_size("4M").is_ok());
         for bad in ["", "M", "512", "1.5G", "-1G", "1T", "1K", "99999999999999999999G", "5000G", "ä"] {
             assert!(memory_size(bad).is_err(), "{bad}");
         }
@@ -181,5 +199,8 @@ mod tests {
         let Command::Run(options) = cli.command else { panic!() };
         assert_eq!(options.target, ["/bin/x", "-a"]);
         assert!(Cli::try_parse_from(["demitasse", "run", "--jdk", "8", "a.jar"]).is_err());
+        let cli = Cli::try_parse_from(["demitasse", "run", "--gdb", "a.jar", "--gdb=1"]).unwrap();
+        let Command::Run(options) = cli.command else { panic!() };
+        assert_eq!((options.machine.gdb, options.target.len()), (Some(1234), 2));
     }
 }

@@ -161,7 +161,9 @@ pub fn machine(
     machine.qemu = options.qemu.clone();
     machine.machine_type = match options.machine {
         MachineName::Q35 => MachineType::Q35,
+        MachineName::Pc => MachineType::Pc,
         MachineName::Microvm => MachineType::Microvm,
+        MachineName::MicrovmPcie => MachineType::MicrovmPcie,
     };
     machine.memory_bytes = options.memory;
     machine.cpus = options.cpus.unwrap_or(if exact { 1 } else { DEFAULT_CPUS });
@@ -170,9 +172,25 @@ pub fn machine(
     machine.time_limit = options.time_limit;
     machine.exact = exact;
     machine.boot.log_level = options.loglevel;
+    debugging(options, &mut machine);
     // The user's terminal edits and echoes lines itself.
     machine.boot.stdin = ConsoleInput::Pipe;
     Ok(machine)
+}
+
+/// Lets gdb and QEMU's own commands in, and says how.
+fn debugging(options: &MachineOptions, machine: &mut Machine) {
+    if let Some(port) = options.gdb {
+        machine.extra_arguments.extend(["-gdb".into(), format!("tcp:127.0.0.1:{port}"), "-S".into()]);
+        let symbols = machine.kernel.with_extension("debug");
+        let symbols = if symbols.exists() { &symbols } else { &machine.kernel };
+        eprintln!("demitasse: waits for gdb: gdb {} -ex 'target remote :{port}'", symbols.display());
+    }
+    if let Some(socket) = &options.qmp {
+        // A comma in an option's value is written twice.
+        let socket = socket.display().to_string().replace(',', ",,");
+        machine.extra_arguments.extend(["-qmp".into(), format!("unix:{socket},server=on,wait=off")]);
+    }
 }
 
 /// A module lies in the machine's memory, whole.

@@ -80,6 +80,7 @@ fn set_wall_clock(epoch_ns: Option<u64>, no_cmos_clock: bool) {
 
 fn level(level: LogLevel) -> log::LevelFilter {
     match level {
+        LogLevel::Off => log::LevelFilter::Off,
         LogLevel::Error => log::LevelFilter::Error,
         LogLevel::Warn => log::LevelFilter::Warn,
         LogLevel::Info => log::LevelFilter::Info,
@@ -108,7 +109,7 @@ fn first_task(_: usize) {
     }
     let vfs = match root::device(boot.config.root, boot.module).and_then(root::mount) {
         Ok(vfs) => vfs,
-        Err(error) => boot::malformed(abi::exit::BAD_BOOT, format_args!("{error}")),
+        Err(error) => boot::malformed(error.exit_code, format_args!("{}", error.text)),
     };
     phase(&boot.config, "root");
     if boot.config.stdin == abi::ConsoleInput::Pipe {

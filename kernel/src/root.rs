@@ -2,7 +2,7 @@
 //! it. `/proc` and `/sys` come from the personality, which knows what is in them.
 use alloc::{boxed::Box, format, sync::Arc};
 
-use abi::boot::Root;
+use abi::{boot::Root, exit};
 use fs::{
     FileSystem, FsError, Vfs,
     devfs::devfs,
@@ -13,8 +13,24 @@ use fs::{
 use machine::drivers::ram_disk::RamDisk;
 use rt::{block::BlockDevice, rt};
 
-/// What cannot be mounted, and what to do about it: one line.
-pub type MountError = Box<str>;
+/// What cannot be mounted, in one line, and the machine's exit code for it.
+pub struct MountError {
+    pub text: Box<str>,
+    pub exit_code: u32,
+}
+
+impl MountError {
+    fn new(what: &str, error: FsError) -> Self {
+        let exit_code = if error == FsError::OutOfMemory { exit::OUT_OF_MEMORY } else { exit::BAD_BOOT };
+        Self { text: format!("{what}: {error:?}").into(), exit_code }
+    }
+}
+
+impl From<&str> for MountError {
+    fn from(text: &str) -> Self {
+        Self { text: text.into(), exit_code: exit::BAD_BOOT }
+    }
+}
 
 /// Opens the device that `root` names, or the one there is.
 pub fn device(root: Option<Root>, module: Option<(u64, u64)>) -> Result<Arc<dyn BlockDevice>, MountError> {
@@ -29,16 +45,14 @@ pub fn device(root: Option<Root>, module: Option<(u64, u64)>) -> Result<Arc<dyn 
 
 /// Mounts the image on `device` and what belongs over it.
 pub fn mount(device: Arc<dyn BlockDevice>) -> Result<Arc<Vfs>, MountError> {
-    let image = Erofs::open(device)
-        .map_err(|error| -> MountError { format!("the image is no EROFS file system: {error:?}").into() })?;
+    let image = Erofs::open(device).map_err(|error| MountError::new("the image is no EROFS file system", error))?;
     let (total, _) = rt().memory_bytes();
-    let changes = TmpFs::over(&*image, total / 2)
-        .map_err(|error| -> MountError { format!("the image's root: {error:?}").into() })?;
+    let changes = TmpFs::over(&*image, total / 2).map_err(|error| MountError::new("the image's root", error))?;
     let vfs = Vfs::new(changes, MountSpec::new("image"));
     let attach = |path: &str, file_system: fs::FsResult<Arc<TmpFs>>| {
         file_system
             .and_then(|file_system| mount_at(&vfs, path, file_system))
-            .map_err(|error| -> MountError { format!("cannot mount {path}: {error:?}").into() })
+            .map_err(|error| MountError::new(&format!("cannot mount {path}"), error))
     };
     attach("/dev", devfs())?;
     attach("/dev/shm", Ok(TmpFs::new(total / 2)))?;

@@ -86,6 +86,8 @@ pub fn mmap(
         offset.checked_add(len).ok_or(EOVERFLOW)?;
         Some(file_mapping(cx, fd, prot, shared, offset)?)
     };
+    let code = file.as_ref().filter(|_| prot.has(flags::Prot::EXEC) && log::log_enabled!(log::Level::Debug));
+    let code = code.map(|file| file.pager.path());
     let request = MapRequest {
         placement,
         len,
@@ -99,6 +101,10 @@ pub fn mmap(
     let owner = cx.program().owner;
     let space = rt().address_space();
     let start = space.map(owner, request)?;
+    if let Some(path) = code {
+        // Right where a segment's address is its place in the file, as linkers lay out code.
+        log::debug!("{path}: loaded at offset {:#x}", start.wrapping_sub(offset));
+    }
     if (flags.has(MapFlags::POPULATE) && !flags.has(MapFlags::NONBLOCK)) || flags.has(MapFlags::LOCKED) {
         // Populating is a hint: its failure is no failure of mmap (mmap(2)).
         let _ = space.populate(owner, start, len, prot.has(flags::Prot::WRITE) && !shared);

@@ -22,6 +22,7 @@ pub fn add(suite: &mut Suite) {
     suite.add(Slice::Quick, "diagnosis/panic-of-four-cpus", panic_of_four_cpus);
     suite.add(Slice::Default, "diagnosis/double-fault", double_fault);
     suite.add(Slice::Default, "diagnosis/nmi", nmi);
+    suite.add(Slice::Default, "diagnosis/log-levels", log_levels);
 }
 
 /// Boots the kernel into one of its fatal tests.
@@ -99,6 +100,24 @@ fn nmi() -> Verdict {
         return Verdict::Passed;
     }
     run.fail(format!("ended as {:?}, expected both CPUs' states and the program's end", run.report.outcome))
+}
+
+/// Each level prints what the one before it does, and more; `off` and `quiet` leave the console alone.
+fn log_levels() -> Verdict {
+    let lines = |words: &str| -> Result<usize, String> {
+        let boot = BootConfig::parse(&format!("test=park-unpark {words}")).map_err(|error| error.to_string())?;
+        let run = guest::run(&Machine { time_limit: Some(LIMIT), ..Machine::new(KERNEL, boot) })?;
+        match run.exit_code() {
+            Some(0) => Ok(String::from_utf8_lossy(&run.output).lines().filter(|line| !line.is_empty()).count()),
+            _ => Err(format!("{words}: ended as {:?}", run.report.outcome)),
+        }
+    };
+    let count = || Ok::<_, String>([lines("loglevel=0")?, lines("quiet")?, lines("")?, lines("loglevel=7")?]);
+    match count() {
+        Ok([0, 0, 0, info]) if info > 0 => Verdict::Passed,
+        Ok(counts) => Verdict::Failed(format!("off, quiet, default and info printed {counts:?} lines")),
+        Err(why) => Verdict::Failed(why),
+    }
 }
 
 /// By QEMU's machine protocol.

@@ -69,9 +69,11 @@ pub enum ConsoleInput {
     Pipe,
 }
 
-/// What the kernel prints: this level and those above it.
+/// What the kernel prints: this level and those above it. A panic, and why the machine does not start,
+/// are printed at any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
+    Off,
     Error,
     #[default]
     Warn,
@@ -144,6 +146,9 @@ impl BootConfig {
             "root" => self.root = Some(value_or(Root::WANTED)?.parse().map_err(bad)?),
             "stdin" => self.stdin = value_or(ConsoleInput::WANTED)?.parse().map_err(bad)?,
             "loglevel" => self.log_level = value_or(LogLevel::WANTED)?.parse().map_err(bad)?,
+            // CONSOLE_LOGLEVEL_QUIET of Linux.
+            "quiet" if value.is_none() => self.log_level = LogLevel::from_linux(4),
+            "debug" if value.is_none() => self.log_level = LogLevel::Debug,
             "exact" => self.exact = flag()?,
             "strace" => self.strace = flag()?,
             "timing" => self.timing = flag()?,
@@ -281,10 +286,25 @@ impl FromStr for ConsoleInput {
 }
 
 impl LogLevel {
-    const WANTED: &'static str = "error, warn, info, debug or trace";
+    const WANTED: &'static str = "off, error, warn, info, debug, trace or a number as Linux has it";
+    const ALL: [Self; 6] = [Self::Off, Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    /// Linux's `loglevel=N` prints messages below N, of which 3 are errors, 4 warnings, 5 and 6 news, 7
+    /// debugging. It has no level for what we call trace.
+    fn from_linux(number: u64) -> Self {
+        match number {
+            0..=3 => Self::Off,
+            4 => Self::Error,
+            5..=6 => Self::Warn,
+            7 => Self::Info,
+            8 => Self::Debug,
+            _ => Self::Trace,
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::Off => "off",
             Self::Error => "error",
             Self::Warn => "warn",
             Self::Info => "info",
@@ -298,10 +318,8 @@ impl FromStr for LogLevel {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace]
-            .into_iter()
-            .find(|level| level.name() == text)
-            .ok_or(Self::WANTED)
+        let named = Self::ALL.into_iter().find(|level| level.name() == text);
+        named.or_else(|| text.parse().ok().map(Self::from_linux)).ok_or(Self::WANTED)
     }
 }
 
@@ -368,7 +386,7 @@ mod tests {
             epoch_ns: Some(1_700_000_000_000_000_000),
             test: Some("paging".into()),
             mmio_devices: alloc::vec![MmioDevice { size_bytes: 512, base: 0xfeb0_0e00, irq: 5 }],
-            unknown: strings(&["reboot=k", "foo.bar=1", "quiet"]),
+            unknown: strings(&["reboot=k", "foo.bar=1", "nokaslr"]),
         };
         assert_eq!(BootConfig::parse(&config.to_cmdline()), Ok(config));
     }
@@ -378,6 +396,33 @@ mod tests {
         assert_eq!(BootConfig::parse("  \n"), Ok(BootConfig::default()));
         assert_eq!(BootConfig::default().to_cmdline(), "");
         assert_eq!(BootConfig::default().log_level, LogLevel::Warn);
+    }
+
+    #[test]
+    fn log_levels_are_names_or_linuxs_numbers() {
+        let level = |line: &str| BootConfig::parse(line).unwrap().log_level;
+        for (text, wanted) in [
+            ("off", LogLevel::Off),
+            ("0", LogLevel::Off),
+            ("3", LogLevel::Off),
+            ("4", LogLevel::Error),
+            ("5", LogLevel::Warn),
+            ("6", LogLevel::Warn),
+            ("7", LogLevel::Info),
+            ("8", LogLevel::Debug),
+            ("15", LogLevel::Trace),
+            ("trace", LogLevel::Trace),
+        ] {
+            assert_eq!(level(&format!("loglevel={text}")), wanted, "{text}");
+        }
+        assert_eq!(level("quiet"), LogLevel::Error);
+        assert_eq!(level("debug"), LogLevel::Debug);
+        assert_eq!(level("quiet loglevel=7"), LogLevel::Info);
+        assert_eq!(level("loglevel=7 quiet"), LogLevel::Error);
+        assert_eq!(BootConfig::parse("quiet=1").unwrap().unknown, strings(&["quiet=1"]));
+        for level in LogLevel::ALL {
+            assert_eq!(level.name().parse(), Ok(level));
+        }
     }
 
     #[test]

@@ -111,6 +111,11 @@ fn load_elf(owner: ProgramId, base: &Base<'_>, what: LoadElf) -> SysResult<Ready
             Some(map_interpreter(owner, &file)?)
         }
     };
+    // What gdb's `add-symbol-file FILE -o OFFSET` wants to know: docs/debugging.md.
+    log::debug!("{}: loaded at offset {:#x}", shown(&what.path), program.bias);
+    if let (Some(path), Some(loaded)) = (&program.interpreter, &interpreter) {
+        log::debug!("{}: loaded at offset {:#x}", shown(path), loaded.bias);
+    }
     let entry = interpreter.as_ref().map_or(program.entry, |i| i.entry);
     // The heap starts behind the program, at a distance of its own, as on Linux.
     let brk_start = program.end + random_pages(0x2000);

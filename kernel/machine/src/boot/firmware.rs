@@ -9,7 +9,7 @@ use logic::{
 
 use super::BootInfo;
 use crate::{
-    cpu::{ioapic, smp},
+    cpu::{features, ioapic, smp},
     drivers::power,
     memory::{mmio, paging},
 };
@@ -18,12 +18,12 @@ use crate::{
 struct Tables {
     /// The last window: (physical start, length, address).
     window: Cell<(u64, u64, u64)>,
+    /// Beyond what the CPU reaches: a wild pointer in a table.
+    end: u64,
 }
 
 /// Tables lie together, so one window serves many reads.
 const WINDOW_BYTES: u64 = 64 << 10;
-/// Beyond what any CPU here has: a wild pointer in a table.
-const PHYSICAL_END: u64 = 1 << 46;
 
 impl Tables {
     fn address(&self, physical: u64, len: u64) -> u64 {
@@ -34,7 +34,7 @@ impl Tables {
         if physical >= start && physical + len <= start + length {
             return at + (physical - start);
         }
-        let length = len.max(WINDOW_BYTES);
+        let length = len.max(WINDOW_BYTES).min(self.end - physical);
         let at = mmio::map(physical, length) as u64;
         self.window.set((physical, length, at));
         at
@@ -44,7 +44,7 @@ impl Tables {
 impl PhysReader for Tables {
     fn read(&self, address: u64, out: &mut [u8]) -> bool {
         let len = out.len() as u64;
-        if address.checked_add(len).is_none_or(|end| end > PHYSICAL_END) {
+        if address.checked_add(len).is_none_or(|end| end > self.end) {
             return false;
         }
         let from = self.address(address, len) as *const u8;
@@ -56,7 +56,8 @@ impl PhysReader for Tables {
 
 /// Reads the tables; a machine without, or with broken ones, gets an empty result and one line.
 pub fn read(info: &BootInfo) -> Acpi {
-    let tables = Tables { window: Cell::new((0, 0, 0)) };
+    let end = 1 << features::physical_address_bits().min(52);
+    let tables = Tables { window: Cell::new((0, 0, 0)), end };
     match Acpi::read(&tables, info.rsdp) {
         Ok(acpi) => acpi,
         // Firecracker without ACPI, for one, is no reason to worry.
