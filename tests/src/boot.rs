@@ -147,7 +147,7 @@ fn too_little_memory() -> Verdict {
         match run.report.outcome {
             Outcome::Exited { code: 0, .. } if output == "hello\n" => ran += 1,
             Outcome::Exited { code: KILLED, .. } if output.contains("out of memory") => {}
-            Outcome::OutOfMemory | Outcome::BadBoot if says_why => spoke = true,
+            Outcome::OutOfMemory | Outcome::BadBoot { .. } if says_why => spoke = true,
             // RAM ends inside the kernel: there is no stack to speak from.
             Outcome::Panicked { ref cause } if !spoke && cause.contains("reset itself") => {}
             ref outcome => return run.fail(format!("with {} KiB: {outcome:?}", memory_bytes / KIB)),

@@ -147,6 +147,11 @@ pub fn add(suite: &mut Suite) {
         ("map-overlaps", with(|g| g.map.push([8 << 20, 64 << 20, RAM])), Boots("")),
         ("map-beyond-the-cpu", with(|g| g.map.push([1 << 41, 1 << 30, RAM])), Boots("")),
         ("map-wraps", with(|g| g.map.push([u64::MAX - 9, 100, RESERVED])), Boots("")),
+        (
+            "more-memory-than-records",
+            with(|g| g.map.push([1 << 32, 1 << 39, RAM])),
+            Ends(exit::OUT_OF_MEMORY, "too little memory"),
+        ),
         ("module-beyond", with(|g| g.modules = vec![[1 << 40, 4096]]), Ends(exit::BAD_MODULE, "boot module")),
         ("module-over-kernel", with(|g| g.modules = vec![[2 << 20, 4096]]), Ends(exit::BAD_MODULE, "boot module")),
         (
