@@ -4,15 +4,19 @@
 //! needed yet. A level has 64 slots; a slot of level 0 spans 1,024 ns, one of level *n* + 1 as much as
 //! all of level *n*. Where a deadline belongs follows from the highest six-bit digit in which it
 //! differs from the wheel's `base`, a time before which nothing is armed any more; nine levels hold
-//! any 64-bit time. Arming and cancelling link and unlink one node. When time reaches a slot of a
-//! higher level, its nodes are spread over the levels below, so each moves eight times at most, and
-//! most timers, which are cancelled, never.
+//! any 64-bit time. When time reaches a slot of a higher level, its nodes are spread over the levels
+//! below, so each moves eight times at most.
+//!
+//! Most timers are cancelled soon, so the latest few wait outside the wheel: arming notes them in a
+//! short list, cancelling strikes them out, and they come into the wheel when the list is full or the
+//! nearest deadline is due.
 //!
 //! # Invariants
-//! - Every node lies in the slot that `base` and its deadline give. So all of a level comes before
-//!   all of the next one, and the first slot in use of the first level in use has the nearest
-//!   deadline.
-//! - Equal deadlines lie in one slot, in the order of their arming; slots of level 0 are sorted.
+//! - Every node of the wheel lies in the slot that `base` and its deadline give. So all of a level comes
+//!   before all of the next one, and the first slot in use of the first level in use has the nearest
+//!   deadline of the wheel.
+//! - Equal deadlines lie in one slot, in the order of their arming; slots of level 0 are sorted. What is
+//!   outside was armed later than what is in the wheel.
 //! - `nearest_ns` is not later than any deadline.
 use alloc::vec::Vec;
 
@@ -21,18 +25,19 @@ const DIGIT_BITS: u32 = 6;
 const SLOTS_PER_LEVEL: usize = 1 << DIGIT_BITS;
 const LEVELS: usize = (u64::BITS - GRAIN_BITS).div_ceil(DIGIT_BITS) as usize;
 const SLOTS: usize = LEVELS * SLOTS_PER_LEVEL;
-/// No node: the first links are slots.
-const NONE: u32 = 0;
+/// Timers outside the wheel.
+const RECENT: usize = 16;
+const NONE: u32 = u32::MAX;
 
 /// Names an armed timer, for [`Timers::cancel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimerId {
-    link: u32,
+    index: u32,
     number: u64,
 }
 
-/// A place in a circular list. The first [`SLOTS`] are the lists' heads; a node's is at its index
-/// behind them. `next` of a free node is the next free one.
+/// A place in a slot's circular list. The first [`SLOTS`] are the lists' heads; node *n*'s is number
+/// *n* behind them.
 #[derive(Clone, Copy)]
 struct Link {
     next: u32,
@@ -43,23 +48,30 @@ struct Node<T> {
     deadline_ns: u64,
     /// Which arming this is; numbers never come again, so an old [`TimerId`] finds nothing.
     number: u64,
+    /// None: the node is free.
     payload: Option<T>,
+    /// Of an armed one: where in the list of the recent ones, or [`NONE`]: in the wheel. Of a free one:
+    /// the next free one.
+    place: u32,
 }
 
 /// Armed timers of one CPU, each with a payload. Equal deadlines fire in the order they were armed.
 /// Memory grows to the most timers ever armed at once, and stays.
 pub struct Timers<T> {
-    /// Empty until the first timer is armed.
-    links: Vec<Link>,
     nodes: Vec<Node<T>>,
-    /// First free node's link.
+    /// First free node.
     free: u32,
-    /// Which slots of a level have nodes.
-    used: [u64; LEVELS],
-    base_ns: u64,
+    recent_len: u32,
     nearest_ns: u64,
     last_number: u64,
     len: usize,
+    /// Nodes in the order of their arming, [`NONE`] where one was cancelled.
+    recent: [u32; RECENT],
+    base_ns: u64,
+    /// Which slots of a level have nodes.
+    used: [u64; LEVELS],
+    /// Empty until the first timer is armed.
+    links: Vec<Link>,
 }
 
 impl<T> Default for Timers<T> {
@@ -71,42 +83,56 @@ impl<T> Default for Timers<T> {
 impl<T> Timers<T> {
     pub const fn new() -> Self {
         Self {
-            links: Vec::new(),
             nodes: Vec::new(),
             free: NONE,
-            used: [0; LEVELS],
-            base_ns: 0,
+            recent_len: 0,
             nearest_ns: u64::MAX,
             last_number: 0,
             len: 0,
+            recent: [NONE; RECENT],
+            base_ns: 0,
+            used: [0; LEVELS],
+            links: Vec::new(),
         }
     }
 
     #[inline]
     pub fn arm(&mut self, deadline_ns: u64, payload: T) -> TimerId {
-        if self.free == NONE {
-            self.grow();
+        if self.free as usize >= self.nodes.len() || self.recent_len as usize >= RECENT {
+            self.make_room();
         }
-        let link = self.free;
-        self.free = self.links[link as usize].next;
+        let (index, place) = (self.free, self.recent_len);
         self.last_number += 1;
         let number = self.last_number;
-        self.nodes[link as usize - SLOTS] = Node { deadline_ns, number, payload: Some(payload) };
-        self.put(link, deadline_ns);
+        if let Some(node) = self.nodes.get_mut(index as usize) {
+            self.free = node.place;
+            *node = Node { deadline_ns, number, payload: Some(payload), place };
+        }
+        self.recent[place as usize % RECENT] = index;
+        self.recent_len = place + 1;
         self.nearest_ns = self.nearest_ns.min(deadline_ns);
         self.len += 1;
-        TimerId { link, number }
+        TimerId { index, number }
     }
 
     /// The payload, if the timer has not fired yet.
     #[inline]
     pub fn cancel(&mut self, id: TimerId) -> Option<T> {
-        let node = self.nodes.get_mut(id.link as usize - SLOTS)?;
+        let node = self.nodes.get_mut(id.index as usize)?;
         if node.number != id.number {
             return None;
         }
         let payload = node.payload.take()?;
-        self.remove(id.link);
+        let place = node.place;
+        node.place = self.free;
+        self.free = id.index;
+        if let Some(entry) = self.recent.get_mut(place as usize) {
+            *entry = NONE;
+            self.recent_len -= u32::from(place + 1 == self.recent_len);
+        } else {
+            self.unlink(id.index);
+        }
+        self.len -= 1;
         if self.len == 0 {
             self.nearest_ns = u64::MAX;
         }
@@ -123,10 +149,12 @@ impl<T> Timers<T> {
 
     /// The nearest deadline. Looks at every timer of a slot.
     pub fn next_deadline(&self) -> Option<u64> {
-        let (level, digit) = self.first_slot()?;
+        let recent = self.recent[..self.recent_len as usize].iter();
+        let outside = recent.filter_map(|&index| self.nodes.get(index as usize)).map(|node| node.deadline_ns).min();
+        let Some((level, digit)) = self.first_slot() else { return outside };
         let head = (level * SLOTS_PER_LEVEL + digit) as u32;
         let first = self.links[head as usize].next;
-        let mut nearest = self.deadline(first);
+        let mut nearest = self.deadline(first).min(outside.unwrap_or(u64::MAX));
         if level > 0 {
             let mut link = first;
             while link != head {
@@ -142,6 +170,7 @@ impl<T> Timers<T> {
         if now_ns < self.nearest_ns {
             return None;
         }
+        self.take_in_recent();
         while let Some((level, digit)) = self.first_slot() {
             let start_ns = self.slot_start_ns(level, digit);
             if start_ns > now_ns {
@@ -155,15 +184,13 @@ impl<T> Timers<T> {
                 self.spread(head);
                 continue;
             }
-            let first = self.links[head as usize].next;
-            let node = &mut self.nodes[first as usize - SLOTS];
+            let index = self.links[head as usize].next - SLOTS as u32;
+            let node = &self.nodes[index as usize];
             if node.deadline_ns > now_ns {
                 break;
             }
             self.nearest_ns = node.deadline_ns;
-            let payload = node.payload.take();
-            self.remove(first);
-            return payload;
+            return self.cancel(TimerId { index, number: node.number });
         }
         self.nearest_ns = self.next_deadline().unwrap_or(u64::MAX);
         None
@@ -176,6 +203,25 @@ impl<T> Timers<T> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// A free node, and a place among the recent ones.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self) {
+        if self.recent_len as usize >= RECENT {
+            self.take_in_recent();
+        }
+        if self.free == NONE {
+            if self.links.is_empty() {
+                self.links = (0..SLOTS as u32).map(|head| Link { next: head, previous: head }).collect();
+            }
+            self.free = self.nodes.len() as u32;
+            self.nodes.push(Node { deadline_ns: 0, number: 0, payload: None, place: NONE });
+            self.links.push(Link { next: 0, previous: 0 });
+        }
+    }
+
+    // --- the wheel ---
 
     fn deadline(&self, link: u32) -> u64 {
         self.nodes[link as usize - SLOTS].deadline_ns
@@ -194,8 +240,21 @@ impl<T> Timers<T> {
         (above << DIGIT_BITS | digit as u64) << shift
     }
 
+    /// Brings what is outside into the wheel, in the order of its arming.
+    #[inline(never)]
+    fn take_in_recent(&mut self) {
+        for place in 0..self.recent_len as usize {
+            let index = self.recent[place];
+            if let Some(node) = self.nodes.get_mut(index as usize) {
+                node.place = NONE;
+                let deadline_ns = node.deadline_ns;
+                self.put(index + SLOTS as u32, deadline_ns);
+            }
+        }
+        self.recent_len = 0;
+    }
+
     /// Links a node into the slot of its deadline.
-    #[inline]
     fn put(&mut self, link: u32, deadline_ns: u64) {
         // What is overdue comes with what is due at once.
         let placed = deadline_ns.max(self.base_ns) >> GRAIN_BITS;
@@ -217,19 +276,15 @@ impl<T> Timers<T> {
         self.links[link as usize] = Link { next, previous };
     }
 
-    /// Unlinks a node and frees it; its payload is taken.
-    #[inline]
-    fn remove(&mut self, link: u32) {
-        let Link { next, previous } = self.links[link as usize];
+    #[inline(never)]
+    fn unlink(&mut self, index: u32) {
+        let Link { next, previous } = self.links[index as usize + SLOTS];
         self.links[next as usize].previous = previous;
         self.links[previous as usize].next = next;
         if next == previous {
             // Alone on both sides: that is the head.
             self.used[next as usize / SLOTS_PER_LEVEL] &= !(1 << (next as usize % SLOTS_PER_LEVEL));
         }
-        self.links[link as usize].next = self.free;
-        self.free = link;
-        self.len -= 1;
     }
 
     /// Moves the nodes of a slot that `base` has reached to lower levels, in their order.
@@ -242,16 +297,6 @@ impl<T> Timers<T> {
             self.put(link, self.deadline(link));
             link = next;
         }
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        if self.links.is_empty() {
-            self.links = (0..SLOTS as u32).map(|head| Link { next: head, previous: head }).collect();
-        }
-        self.free = self.links.len() as u32;
-        self.links.push(Link { next: NONE, previous: NONE });
-        self.nodes.push(Node { deadline_ns: 0, number: 0, payload: None });
     }
 }
 

@@ -44,6 +44,7 @@ const BENCHES: &[Bench] = &[
     ("switch-by-wait-queue", || ping_pong(Kind::Queue)),
     ("switch-by-yield", switch_by_yield),
     ("park-that-finds-its-token", token),
+    ("timer-armed-and-cancelled-at-once", || Ok(timer_pair())),
     ("timer-arm", || Ok(timer_arm_and_cancel().0)),
     ("timer-cancel", || Ok(timer_arm_and_cancel().1)),
     ("page-fault-4-kib", || in_all(256, application::fault_ticks)),
@@ -230,7 +231,16 @@ fn token() -> Result<u64, String> {
     }))
 }
 
-/// Of a wheel of its own: without the lock and the hardware's timer.
+/// A timeout that does not come, as most: it never reaches the wheel.
+fn timer_pair() -> u64 {
+    let mut timers = Timers::new();
+    per_round(ROUNDS, || {
+        let id = timers.arm(black_box(S), 0_u64);
+        black_box(timers.cancel(black_box(id)));
+    })
+}
+
+/// A thousand timers at once, of a wheel of its own: without the lock and the hardware's timer.
 fn timer_arm_and_cancel() -> (u64, u64) {
     let mut timers = Timers::new();
     let mut ids = Vec::with_capacity(ROUNDS as usize);
