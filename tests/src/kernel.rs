@@ -1,56 +1,112 @@
 //! The kernel's own tests (`test=all` on its command line), on each machine type and CPU count; and
 //! the ways in which a broken kernel must end.
 
-use std::time::Duration;
+use std::{fs, io, path::Path, time::Duration};
 
 use abi::BootConfig;
 use vmm::{Machine, MachineType, Outcome};
 
 use crate::{
-    guest::{self, KERNEL},
+    guest::{self, IMAGES, KERNEL},
     suite::{Slice, Suite, Verdict},
 };
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(180);
 
 pub fn add(suite: &mut Suite) {
     add_windows(suite);
     add_fatal(suite);
+    add_all(suite);
+    add_timing(suite);
+}
+
+/// Every test on every machine, with a disk.
+fn add_all(suite: &mut Suite) {
     for (slice, machine_type, cpus, cpu_model) in [
         (Slice::Quick, MachineType::Q35, 2, None),
         (Slice::Default, MachineType::Q35, 1, None),
+        (Slice::Default, MachineType::Q35, 4, None),
         (Slice::Default, MachineType::Microvm, 1, None),
         (Slice::Default, MachineType::Microvm, 2, None),
+        (Slice::Default, MachineType::Microvm, 4, None),
         // XSAVE and wide vectors, as far as QEMU emulates them.
         (Slice::Default, MachineType::Q35, 2, Some("max,-cx16")),
-        (Slice::Full, MachineType::Q35, 4, None),
+        (Slice::Full, MachineType::Q35, 8, None),
     ] {
         let mut name = format!("kernel/{machine_type:?}/{cpus}-cpu").to_lowercase();
         if cpu_model.is_some() {
             name += "/max";
         }
         suite.add(slice, name, move || {
-            let boot = BootConfig { test: Some("all".into()), ..BootConfig::default() };
+            let extra_arguments = match pattern_disk(machine_type) {
+                Ok(arguments) => arguments,
+                Err(error) => return Verdict::Failed(format!("no pattern disk: {error}")),
+            };
             check(&Machine {
                 machine_type,
                 cpus,
                 cpu_model: cpu_model.map(str::to_owned),
-                time_limit: Some(LIMIT),
-                ..Machine::new(KERNEL, boot)
+                extra_arguments,
+                ..named("all")
             })
         });
     }
+}
+
+/// Tests that bound times, where time is virtual: every instruction is a nanosecond, and the CPUs take turns
+/// on one thread, so that the host's load shows nowhere.
+fn add_timing(suite: &mut Suite) {
+    for (machine_type, cpus) in [MachineType::Q35, MachineType::Microvm].iter().flat_map(|m| [1, 2, 4].map(|c| (*m, c)))
+    {
+        let slice = if (machine_type, cpus) == (MachineType::Q35, 2) { Slice::Quick } else { Slice::Default };
+        suite.add(slice, format!("kernel/{machine_type:?}/{cpus}-cpu/timing").to_lowercase(), move || {
+            let boot = BootConfig { test: Some("timing".into()), exact: true, ..BootConfig::default() };
+            // Not `exact` of the machine, which promises to repeat to the instruction and so has one CPU.
+            let virtual_time = ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"];
+            let extra_arguments = virtual_time.map(str::to_owned).to_vec();
+            check(&Machine { machine_type, cpus, one_thread: true, boot, extra_arguments, ..named("timing") })
+        });
+    }
+}
+
+/// A machine that runs the kernel tests of this name.
+fn named(test: &str) -> Machine {
+    let boot = BootConfig { test: Some(test.into()), ..BootConfig::default() };
+    Machine { time_limit: Some(LIMIT), ..Machine::new(KERNEL, boot) }
+}
+
+/// QEMU's arguments for the disk that the kernel's disk tests expect: each sector full of its own number as
+/// 64-bit words. What is written to it is dropped at the end.
+fn pattern_disk(machine_type: MachineType) -> io::Result<Vec<String>> {
+    const SECTORS: u64 = 32_768;
+    let path = Path::new(IMAGES).join("pattern.disk");
+    if fs::metadata(&path).map_or(0, |file| file.len()) != SECTORS * 512 {
+        fs::create_dir_all(IMAGES)?;
+        let words = (0..SECTORS).flat_map(|sector| [sector.to_le_bytes(); 64]);
+        fs::write(&path, words.flatten().collect::<Vec<u8>>())?;
+    }
+    let mut arguments =
+        vec!["-drive".to_owned(), format!("if=none,id=pattern,format=raw,snapshot=on,file={}", path.display())];
+    arguments.push("-device".into());
+    if machine_type == MachineType::Microvm {
+        arguments.push("virtio-blk-device,drive=pattern".into());
+        arguments.extend(["-global", "virtio-mmio.force-legacy=false"].map(str::to_owned));
+    } else {
+        arguments.push("virtio-blk-pci,disable-legacy=on,drive=pattern".into());
+    }
+    Ok(arguments)
 }
 
 /// In exact mode a timer tick is an instruction: an interrupt falls on each one of the entry and exit
 /// paths.
 fn add_windows(suite: &mut Suite) {
     for machine_type in [MachineType::Q35, MachineType::Microvm] {
-        let name = format!("kernel/{machine_type:?}/entry-exit-windows").to_lowercase();
-        suite.add(Slice::Quick, name, move || {
-            let boot = BootConfig { test: Some("entry-exit-windows".into()), exact: true, ..BootConfig::default() };
-            check(&Machine { machine_type, exact: true, time_limit: Some(LIMIT), ..Machine::new(KERNEL, boot) })
-        });
+        for test in ["entry-exit-windows", "entry-exit-windows-fault"] {
+            suite.add(Slice::Quick, format!("kernel/{machine_type:?}/{test}").to_lowercase(), move || {
+                let boot = BootConfig { test: Some(test.into()), exact: true, ..BootConfig::default() };
+                check(&Machine { machine_type, exact: true, boot, ..named(test) })
+            });
+        }
     }
 }
 

@@ -48,7 +48,7 @@ pub struct PerCpu {
     /// The task this CPU has just left, until the next one has let go of it.
     pub previous: Cell<*const Task>,
     /// TSC when the running task got the CPU.
-    pub running_since: Cell<u64>,
+    pub running_since: AtomicU64,
     /// Interrupts taken, for statistics.
     pub interrupts: AtomicU64,
     pub exits: super::exits::Counters,
@@ -96,7 +96,7 @@ impl PerCpu {
             idle: AtomicBool::new(false),
             idle_task: Cell::new(ptr::null()),
             previous: Cell::new(ptr::null()),
-            running_since: Cell::new(0),
+            running_since: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
             exits: [const { AtomicU64::new(0) }; 6],
             heap: Magazines::new(),

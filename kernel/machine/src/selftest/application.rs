@@ -26,19 +26,20 @@ unsafe extern "C" {
     static snippet_registers: u8;
     static snippet_fault: u8;
     static snippet_windows: u8;
-    static snippet_spin: u8;
-    static snippet_vectors: u8;
+    static snippet_windows_fault: u8;
     static snippet_wait: u8;
     static snippet_time_syscall: u8;
     static snippet_time_fault: u8;
     static snippets_end: u8;
 }
 
-const OWNER: ProgramId = ProgramId(79);
+pub(super) const OWNER: ProgramId = ProgramId(79);
 const RUNNING: u64 = u64::MAX;
 const KILLED: u64 = 1000;
+/// Exit code of a task that faulted for good.
+pub(super) const FAULTED: u64 = 99;
 const MS: u64 = 1_000_000;
-const TEXT_BYTES: u64 = 8192;
+const TEXT_BYTES: u64 = 16384;
 const STACK_BYTES: u64 = 16384;
 
 /// How an application task ended: its exit code, or RUNNING.
@@ -82,8 +83,8 @@ impl Personality for TestPersonality {
     }
 
     fn fault(&self, task: &TaskRef, frame: &mut TrapFrame, fault: AppFault) {
-        log::error!("test application: {fault:?} at {:#x}", frame.rip);
-        finish(task, 99)
+        log::info!("test application: {fault:?} at {:#x}", frame.rip);
+        finish(task, FAULTED)
     }
 
     fn exit_work(&self, task: &TaskRef, _frame: &mut TrapFrame) {
@@ -99,14 +100,14 @@ pub fn register() {
     rt::set_personality(&TestPersonality);
 }
 
-struct App {
-    task: Arc<Task>,
+pub(super) struct App {
+    pub(super) task: Arc<Task>,
     outcome: Arc<Outcome>,
 }
 
 impl App {
     /// Starts a snippet in fresh application memory, with two arguments.
-    fn start(snippet: *const u8, arguments: [u64; 2], affinity: u64) -> Result<Self, String> {
+    pub(super) fn start(snippet: *const u8, arguments: [u64; 2], affinity: u64) -> Result<Self, String> {
         // SAFETY: only addresses are used, and the bytes between the symbols are read-only data.
         let (first, text) = unsafe {
             let first = &raw const snippet_null;
@@ -134,18 +135,18 @@ impl App {
         Ok(Self { task, outcome })
     }
 
-    fn ended(&self) -> bool {
+    pub(super) fn ended(&self) -> bool {
         self.outcome.0.load(SeqCst) != RUNNING
     }
 
-    fn expect(&self, code: u64) -> Result<(), String> {
+    pub(super) fn expect(&self, code: u64) -> Result<(), String> {
         wait_for(|| self.ended())?;
         let got = self.outcome.0.load(SeqCst);
         check(got == code, &format!("exit code {got} instead of {code}"))
     }
 
     /// Ends an application that does not end by itself.
-    fn kill(&self) -> Result<(), String> {
+    pub(super) fn kill(&self) -> Result<(), String> {
         KILL.store(1, SeqCst);
         self.task.interrupt();
         let result = self.expect(KILLED);
@@ -174,12 +175,29 @@ pub fn fault_registers() -> Result<(), String> {
     run(&raw const snippet_fault, [page, 0])
 }
 
-/// Sweeps an interrupt over the entry and exit paths: the timer fires after 1, 2, 3 … ticks, from
-/// inside one call until after the next. In `exact` mode a tick is an instruction.
+/// Sweeps an interrupt over the entry and exit paths of system calls: the timer fires after 1, 2, 3 …
+/// ticks, from inside one call until after the next. In `exact` mode a tick is an instruction.
 pub fn entry_exit_windows() -> Result<(), String> {
+    windows(&raw const snippet_windows, [3000, 0])
+}
+
+/// The same over a page fault's, the interrupt falling from inside the call before it until after it.
+pub fn fault_windows() -> Result<(), String> {
+    const ROUNDS: u64 = 4000;
+    let pages = request(ROUNDS * 4096, Prot::READ | Prot::WRITE, Placement::Anywhere);
+    let first = SPACE.map(OWNER, pages).map_err(|e| format!("{e:?}"))?;
+    windows(&raw const snippet_windows_fault, [ROUNDS, first])
+}
+
+fn windows(snippet: *const u8, arguments: [u64; 2]) -> Result<(), String> {
     fn hit(_: usize) {
-        HITS.fetch_add(1, SeqCst);
-        tasks::with_current(|task| task.interrupt());
+        // Not another task that has the CPU for a moment.
+        tasks::with_current(|task| {
+            if task.extension().is_some() {
+                HITS.fetch_add(1, SeqCst);
+                task.interrupt();
+            }
+        });
     }
     if ARMED_VECTOR.load(SeqCst) == 0 {
         ARMED_VECTOR.store(irq::allocate(hit, 0).ok_or("no vector left")?, SeqCst);
@@ -188,7 +206,7 @@ pub fn entry_exit_windows() -> Result<(), String> {
     WORK_DONE.store(0, SeqCst);
     // On CPU 0, as this test: its timer is the one that is redirected meanwhile.
     tasks::current().set_affinity(1);
-    let app = App::start(&raw const snippet_windows, [3000, 0], 1)?;
+    let app = App::start(snippet, arguments, 1)?;
     apic::set_timer_vector(ARMED_VECTOR.load(SeqCst));
     while !app.ended() {
         tasks::yield_now();
@@ -205,20 +223,6 @@ pub fn entry_exit_windows() -> Result<(), String> {
     // is over, about 500 instructions.
     let least = if time::is_exact() { 300 } else { 0 };
     check(hits >= least, &format!("only {hits} interrupts hit"))
-}
-
-pub fn preemption() -> Result<(), String> {
-    tasks::current().set_affinity(1);
-    let app = App::start(&raw const snippet_spin, [0; 2], 1)?;
-    for _ in 0..10 {
-        tasks::park(Some(time::now_ns() + MS), ParkMode::Uninterruptible);
-    }
-    let ran = app.task.cpu_time_ns();
-    tasks::current().set_affinity(u64::MAX);
-    let result = app.kill();
-    SPACE.release(OWNER);
-    result?;
-    check(ran > MS, &format!("the spinning task got {ran} ns"))
 }
 
 pub fn interrupt_flag() -> Result<(), String> {
@@ -252,17 +256,4 @@ pub fn fault_ticks(pages: u64) -> Result<u64, String> {
     let all = request(pages * 4096, Prot::READ | Prot::WRITE, Placement::Anywhere);
     let first = SPACE.map(OWNER, all).map_err(|e| format!("{e:?}"))?;
     timed(&raw const snippet_time_fault, [first, pages])
-}
-
-/// Tasks with different vector, x87 and MXCSR state share CPU 0 by preemption alone.
-pub fn vector_state() -> Result<(), String> {
-    let stop =
-        SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
-    let start = |pattern| App::start(&raw const snippet_vectors, [pattern, stop], 1);
-    let apps = [start(11)?, start(22)?, start(33)?];
-    tasks::park(Some(time::now_ns() + 200 * MS), ParkMode::Uninterruptible);
-    rt().user().write(stop, &1u32.to_le_bytes()).map_err(|_| "stop word")?;
-    let result = apps.iter().try_for_each(|app| app.expect(0));
-    SPACE.release(OWNER);
-    result
 }

@@ -1,6 +1,6 @@
 //! Tests of the disk that the machine was given: a pattern disk, each sector full of its own number
 //! as 64-bit words.
-use alloc::{format, string::String, vec::Vec};
+use alloc::{format, string::String, vec, vec::Vec};
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use logic::random::Stream;
@@ -69,6 +69,110 @@ pub fn reads() -> Result<(), String> {
     }
     let beyond = disk.read_pages(disk.sectors() - 1, &pages(1)?);
     check(beyond == Err(BlockError::OutOfRange), "a read beyond the end")
+}
+
+/// Several tasks write, read and flush at once, each in sectors of its own that lie between the others',
+/// runs of pages that begin at any sector; all that is read is compared with what was written last.
+pub fn mixed() -> Result<(), String> {
+    const ROUNDS: usize = 60;
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    static FAILED: spin::Mutex<Option<String>> = spin::Mutex::new(None);
+    fn task(owner: usize) {
+        if let Some(disk) = first_disk() {
+            let mut region = Region { disk: &*disk, owner: owner as u64, versions: vec![0; REGION_SECTORS as usize] };
+            let mut random = Stream::new(owner as u64 + 77);
+            let result = (0..ROUNDS).try_for_each(|_| region.step(&mut random)).and_then(|()| region.restore());
+            if let Err(why) = result {
+                *FAILED.lock() = Some(format!("region {owner}: {why}"));
+            }
+        }
+        DONE.fetch_add(1, SeqCst);
+    }
+    let disk = first_disk().ok_or("no pattern disk")?;
+    check(disk.sectors() >= REGIONS * REGION_SECTORS, "the disk is too small")?;
+    if disk.write_pages(0, &[]) == Err(BlockError::ReadOnly) {
+        return Ok(());
+    }
+    DONE.store(0, SeqCst);
+    for owner in 0..REGIONS as usize {
+        spawn(task, owner, u64::MAX, 0);
+    }
+    wait_for(|| DONE.load(SeqCst) == REGIONS as usize)?;
+    FAILED.lock().take().map_or(Ok(()), Err)
+}
+
+const REGIONS: u64 = 6;
+const REGION_SECTORS: u64 = 1001;
+
+/// Consecutive sectors that one task writes, and how often it wrote each.
+struct Region<'a> {
+    disk: &'a dyn BlockDevice,
+    owner: u64,
+    versions: Vec<u64>,
+}
+
+impl Region<'_> {
+    fn first(&self) -> u64 {
+        self.owner * REGION_SECTORS
+    }
+
+    /// The word that fills a sector: its number at first, as all over the disk.
+    fn word(&self, at: usize) -> [u8; 8] {
+        (self.first() + at as u64 + (self.versions[at] << 32)).to_le_bytes()
+    }
+
+    fn step(&mut self, random: &mut Stream) -> Result<(), String> {
+        let pages = 1 + random.below(24);
+        let at = random.below(REGION_SECTORS - pages * SECTORS_PER_PAGE + 1) as usize;
+        match random.below(8) {
+            0 => self.disk.flush().map_err(|error| format!("flush: {error:?}")),
+            1..4 => self.write(at, pages as usize, 1),
+            _ => self.compare(at, pages as usize),
+        }
+    }
+
+    /// As one scattered request: every other frame belongs to somebody else.
+    fn scattered(pages: usize) -> Result<Vec<Page>, String> {
+        Ok(self::pages(2 * pages)?.into_iter().step_by(2).collect())
+    }
+
+    fn write(&mut self, at: usize, count: usize, by: u64) -> Result<(), String> {
+        let pages = Self::scattered(count)?;
+        for n in 0..count * SECTORS_PER_PAGE as usize {
+            self.versions[at + n] += by;
+            let sector = self.word(at + n).repeat(SECTOR_SIZE / 8);
+            pages[n / SECTORS_PER_PAGE as usize].write(n % SECTORS_PER_PAGE as usize * SECTOR_SIZE, &sector);
+        }
+        let written = self.disk.write_pages(self.first() + at as u64, &pages);
+        written.map_err(|error| format!("write of {count} pages at {at}: {error:?}"))
+    }
+
+    fn compare(&self, at: usize, count: usize) -> Result<(), String> {
+        let pages = Self::scattered(count)?;
+        let read = self.disk.read_pages(self.first() + at as u64, &pages);
+        read.map_err(|error| format!("read of {count} pages at {at}: {error:?}"))?;
+        for n in 0..count * SECTORS_PER_PAGE as usize {
+            let mut sector = [0; SECTOR_SIZE];
+            pages[n / SECTORS_PER_PAGE as usize].read(n % SECTORS_PER_PAGE as usize * SECTOR_SIZE, &mut sector);
+            let word = self.word(at + n);
+            check(sector.chunks_exact(8).all(|found| found == word), &format!("sector {} has other bytes", at + n))?;
+        }
+        Ok(())
+    }
+
+    /// All of it compared once more, and then as it was, for the next test.
+    fn restore(&mut self) -> Result<(), String> {
+        const COUNT: usize = (REGION_SECTORS / SECTORS_PER_PAGE) as usize;
+        let last = (REGION_SECTORS - COUNT as u64 * SECTORS_PER_PAGE) as usize;
+        self.compare(0, COUNT)?;
+        self.compare(last, COUNT)?;
+        for at in [0, last] {
+            self.versions.fill(0);
+            self.write(at, COUNT, 0)?;
+        }
+        self.disk.flush().map_err(|error| format!("flush: {error:?}"))?;
+        self.compare(0, COUNT)
+    }
 }
 
 /// What is written can be read again, and nothing beside it changes.

@@ -14,22 +14,36 @@ mod disks;
 mod fatal;
 mod memory;
 mod net;
+mod placement;
+mod preemption;
 mod pressure;
 mod reverse;
+mod shootdown;
 mod tasks;
 
 type Test = (&'static str, fn() -> Result<(), String>);
+
+/// Those that bound a time. The bounds hold where time is virtual (`exact`); elsewhere they look at order
+/// and lower bounds only. `test=timing` runs them alone.
+const TIMING_TESTS: &[Test] = &[
+    ("sleep-accuracy", tasks::sleep_accuracy),
+    ("sleepers", tasks::sleepers),
+    ("preemption", preemption::preemption),
+    ("fairness", preemption::fairness),
+    ("mask-changes", placement::mask_changes),
+    ("wake-on-another-cpu", placement::wake_on_another_cpu),
+];
 
 const TESTS: &[Test] = &[
     // First: the clock's rate is refined about now.
     ("clock-remembers", clock::remembers),
     ("clock-is-monotonic", clock::is_monotonic),
     ("park-unpark", tasks::park_unpark),
-    ("park-timeout", tasks::park_timeout),
     ("thousand-tasks", tasks::thousand_tasks),
-    ("fair-shares", tasks::fair_shares),
-    ("affinity", tasks::affinity),
-    ("stealing", tasks::stealing),
+    ("affinity", placement::affinity),
+    ("stealing", placement::stealing),
+    ("bound-to-a-busy-cpu", placement::bound_to_a_busy_cpu),
+    ("mask-storm", placement::mask_storm),
     ("heap-stress", memory::heap_stress),
     ("slabs-return", memory::slabs_return),
     ("frames-return", memory::frames_return),
@@ -37,6 +51,8 @@ const TESTS: &[Test] = &[
     ("protection", memory::protection),
     ("bad-user-copy", memory::bad_user_copy),
     ("write-xor-execute", memory::write_xor_execute),
+    ("shoot-down", shootdown::running),
+    ("shoot-down-idle", shootdown::idle),
     ("file-larger-than-memory", pressure::file_larger_than_memory),
     ("exhaustion", pressure::exhaustion),
     ("budget", memory::budget),
@@ -49,14 +65,15 @@ const TESTS: &[Test] = &[
     ("syscall-registers", application::syscall_registers),
     ("fault-registers", application::fault_registers),
     ("entry-exit-windows", application::entry_exit_windows),
-    ("preemption", application::preemption),
+    ("entry-exit-windows-fault", application::fault_windows),
     ("interrupt-flag", application::interrupt_flag),
-    ("vector-state", application::vector_state),
+    ("vector-state", preemption::vector_state),
     ("stack-high-water", tasks::stack_high_water),
 ];
 
 /// These need the pattern disk of [`disks`]; `all` runs them when there is one.
-const DISK_TESTS: &[Test] = &[("disk-reads", disks::reads), ("disk-writes", disks::writes)];
+const DISK_TESTS: &[Test] =
+    &[("disk-reads", disks::reads), ("disk-writes", disks::writes), ("disk-mixed", disks::mixed)];
 
 /// Needs QEMU's user network; by name only.
 const NETWORK_TEST: Test = ("net-arp", net::arp);
@@ -71,8 +88,10 @@ pub fn run(name: &str) -> bool {
     let mut failed = 0;
     let mut ran = 0;
     let with_disk = if first_disk().is_some() { DISK_TESTS } else { &[] };
-    let of_all = TESTS.iter().chain(with_disk).filter(|_| name == "all");
-    let named = TESTS.iter().chain(DISK_TESTS).chain([&NETWORK_TEST]).filter(|(test, _)| name == *test);
+    let timing = TIMING_TESTS.iter().filter(|_| name == "all" || name == "timing");
+    let of_all = timing.chain(TESTS.iter().chain(with_disk).filter(|_| name == "all"));
+    let named =
+        TIMING_TESTS.iter().chain(TESTS).chain(DISK_TESTS).chain([&NETWORK_TEST]).filter(|(test, _)| name == *test);
     for (test, body) in of_all.chain(named) {
         let result = body();
         ran += 1;

@@ -5,6 +5,7 @@
     .set SYS_EXIT, 60
     .set SYS_ARM, 201               # rdi: interrupt after this many timer ticks
     .set SYS_CHECK, 202             # 0: every interrupt so far led to its exit work
+    .set SYS_WAIT, 203              # waits interruptibly
 
 
     # The time stamp counter; clobbers rax and rdx.
@@ -72,7 +73,8 @@
     .endm
 
     .section .rodata
-    .global snippet_null, snippet_registers, snippet_fault, snippet_windows, snippet_spin, snippet_vectors, snippet_wait, snippets_end
+    .global snippet_null, snippet_registers, snippet_fault, snippet_windows, snippet_windows_fault, snippet_spin, snippet_vectors, snippet_wait
+    .global snippet_read_page, snippet_write_page, snippet_wait_and_read_page, snippets_end
 # exit(value == 4242 ? 0 : 1)
 snippet_null:
     mov $SYS_VALUE, %eax
@@ -161,32 +163,96 @@ snippet_windows:
     mov $SYS_EXIT, %eax
     syscall
 
-# Never ends by itself and never calls.
+# rdi: rounds; rsi: as many untouched pages. As above, but over the page fault of a first write.
+snippet_windows_fault:
+    mov %rdi, -64(%rsp)
+    movq $0, -72(%rsp)
+    mov %rsi, -80(%rsp)
+2:  LOAD_PATTERNS
+    movq $0x7b, -128(%rsp)
+    mov -72(%rsp), %rdi
+    mov $SYS_ARM, %eax
+    syscall
+    mov -80(%rsp), %rdi
+    movb $1, (%rdi)
+    CHECK_PATTERNS 7b
+    cmpq $0x7b, -128(%rsp)
+    jne 7b
+    mov $SYS_CHECK, %eax
+    syscall
+    test %rax, %rax
+    jnz 6b
+    addq $4096, -80(%rsp)
+    incq -72(%rsp)
+    mov -72(%rsp), %rax
+    cmp -64(%rsp), %rax
+    jb 2b
+    xor %edi, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+
+# Never ends by itself and never calls. Long, so that the emulator is quick about it.
 snippet_spin:
+    .rept 64
     inc %rax
+    .endr
     jmp snippet_spin
 
-# rdi: the task's own pattern; rsi: address of a stop word. Keeps it in all vector and x87 state,
-# without a call, while others run.
+# rdi: the task's own pattern; rsi: address of a stop word, and after it a word that is not 0 where
+# there are ymm registers. Keeps the pattern, plus the register's number, in each xmm register (both
+# halves), in the upper halves of the ymm registers, in seven x87 registers and in MXCSR, without a call,
+# while others run.
 snippet_vectors:
-    push %rdi
-    fildq (%rsp)                    # x87
-    movl $0x5f80, -8(%rsp)          # MXCSR: round up
-    ldmxcsr -8(%rsp)
+    sub $256, %rsp
+    .irp n, 0, 1, 2, 3, 4, 5, 6
+    lea \n(%rdi), %rax
+    mov %rax, (%rsp)
+    fildq (%rsp)
+    .endr
+    mov %edi, %eax                  # MXCSR: all masked, and the rounding from the pattern
+    and $0x6000, %eax
+    or $0x1f80, %eax
+    mov %eax, %ebx
+    mov %eax, (%rsp)
+    ldmxcsr (%rsp)
     .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    movq %rdi, %xmm\n
+    lea \n(%rdi), %rax
+    movq %rax, %xmm\n
+    punpcklqdq %xmm\n, %xmm\n
+    .endr
+    mov 8(%rsi), %r8
+    test %r8, %r8
+    jz 3f
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vinsertf128 $1, %xmm\n, %ymm\n, %ymm\n
     .endr
 3:  .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    movq %xmm\n, %rax
-    cmp %rdi, %rax
+    lea \n(%rdi), %rax
+    movups %xmm\n, (%rsp)
+    cmp %rax, (%rsp)
+    jne 5f
+    cmp %rax, 8(%rsp)
     jne 5f
     .endr
-    fld %st(0)
-    fistpq -16(%rsp)
-    cmp %rdi, -16(%rsp)
+    test %r8, %r8
+    jz 4f
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    lea \n(%rdi), %rax
+    vextractf128 $1, %ymm\n, (%rsp)
+    cmp %rax, (%rsp)
     jne 5f
-    stmxcsr -8(%rsp)
-    cmpl $0x5f80, -8(%rsp)
+    cmp %rax, 8(%rsp)
+    jne 5f
+    .endr
+4:  .irp n, 0, 1, 2, 3, 4, 5, 6
+    lea 6-\n(%rdi), %rax
+    fld %st(\n)
+    fistpq (%rsp)
+    cmp %rax, (%rsp)
+    jne 5f
+    .endr
+    stmxcsr (%rsp)
+    cmp %ebx, (%rsp)
     jne 5f
     cmpl $0, (%rsi)
     je 3b
@@ -197,9 +263,38 @@ snippet_vectors:
     mov $SYS_EXIT, %eax
     syscall
 
+# rdi: a page; rsi: a progress word and, after it, one that is not 0 once the page is gone. Reads the
+# page (the next snippet writes it) without a call. Touching it after it was gone is exit code 6.
+snippet_read_page:
+    mov 8(%rsi), %rcx
+    mov (%rdi), %rax
+    test %rcx, %rcx
+    jnz 6f
+    incq (%rsi)
+    jmp snippet_read_page
+
+snippet_write_page:
+    mov 8(%rsi), %rcx
+    mov %rcx, (%rdi)
+    test %rcx, %rcx
+    jnz 6f
+    incq (%rsi)
+    jmp snippet_write_page
+
+# rdi, rsi: as above. Touches the page, waits in a call until it is gone, and touches it again.
+snippet_wait_and_read_page:
+    mov (%rdi), %rax
+    incq (%rsi)
+    mov $SYS_WAIT, %eax
+    syscall
+    mov (%rdi), %rax
+6:  mov $6, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+
 # Waits interruptibly, then exits with what the wait said.
 snippet_wait:
-    mov $203, %eax
+    mov $SYS_WAIT, %eax
     syscall
     mov %rax, %rdi
     mov $SYS_EXIT, %eax

@@ -31,7 +31,7 @@ pub fn become_idle(stack_low: u64, stack_top: u64) {
     let idle = Arc::into_raw(Task::idle(stack_low, stack_top));
     cpu.idle_task.set(idle);
     cpu.current.set(idle);
-    cpu.running_since.set(time::counter());
+    cpu.running_since.store(time::counter(), Ordering::Relaxed);
 }
 
 pub fn idle_loop() -> ! {

@@ -15,8 +15,8 @@ mod vectors;
 
 pub use idle::{become_idle, idle_loop};
 pub use scheduler::{
-    Local, drain_mailbox, exit, preempt, preemption_point, start_reaper, take_interrupt_for_exit, timer_fired,
-    yield_now,
+    Local, drain_mailbox, exit, preempt, preemption_point, reconsider, start_reaper, take_interrupt_for_exit,
+    timer_fired, yield_now,
 };
 pub use sleep::park;
 pub use task::{INTERRUPTED_OFFSET, Task, current, spawn, with_current};

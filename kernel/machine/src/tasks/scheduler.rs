@@ -138,8 +138,10 @@ pub(super) fn current_ref() -> &'static Task {
 /// Charges the running task for its time.
 fn account(cpu: &PerCpu, task: &Task) {
     let now = time::counter();
-    let ticks = now.wrapping_sub(cpu.running_since.replace(now));
-    task.used_ticks.fetch_add(ticks, Ordering::Relaxed);
+    let ticks = now.wrapping_sub(cpu.running_since.load(Ordering::Relaxed));
+    // Before the sum, for who reads both: see `Task::cpu_time_ns`.
+    cpu.running_since.store(now, Ordering::Relaxed);
+    task.used_ticks.fetch_add(ticks, Ordering::Release);
     let virtual_ns = run_queue::virtual_ns(time::ticks_to_ns(ticks), task.weight());
     task.vruntime.fetch_add(virtual_ns, Ordering::Relaxed);
 }
@@ -243,21 +245,51 @@ fn finish_rarely(task: &Task, dead: bool) {
 
 // --- making runnable ----------------------------------------------------------------------------------
 
-/// Puts a runnable task into the calling CPU's queue.
+/// Puts a runnable task into the calling CPU's queue. One that was here before keeps its virtual runtime:
+/// while it slept others ran, so it is behind them, and soon gets the CPU.
 #[inline]
 pub(super) fn enqueue(cpu: &PerCpu, queue: &mut RunQueue<Arc<Task>>, task: Arc<Task>) {
-    let vruntime = queue.adopt(task.lag.load(Ordering::Relaxed));
+    let here = cpu.index.get();
+    let lag = if task.cpu.load(Ordering::Relaxed) == here {
+        queue.lag(task.vruntime.load(Ordering::Relaxed))
+    } else {
+        task.cpu.store(here, Ordering::Relaxed);
+        task.lag.load(Ordering::Relaxed)
+    };
+    let vruntime = queue.adopt(lag);
     task.vruntime.store(vruntime, Ordering::Relaxed);
     consider_preemption(cpu, vruntime);
     queue.push(vruntime, task);
 }
 
-/// Marks the calling CPU for a reschedule if a task with `vruntime` should run now.
+/// Marks the calling CPU for a reschedule if a task with `vruntime` should run now. What the running task
+/// has run since it got the CPU counts only after interrupts ([`reconsider`]): who wakes others itself
+/// does not keep them waiting for long.
 fn consider_preemption(cpu: &PerCpu, vruntime: u64) {
     let running = cpu.current.get();
     let idle = core::ptr::eq(running, cpu.idle_task.get());
     // SAFETY: the current task is alive while this CPU runs it.
     if idle || RunQueue::<Arc<Task>>::preempts(vruntime, unsafe { &*running }.vruntime.load(Ordering::Relaxed)) {
+        cpu.reschedule.store(true, Ordering::Relaxed);
+    }
+}
+
+/// At the end of an interrupt, which may have woken somebody: marks the calling CPU for a reschedule if one
+/// of those who wait should run now. Interrupts are off.
+pub fn reconsider() {
+    let cpu = this_cpu();
+    reconsider_with(cpu, &cpu.scheduler.queue.lock_while_off());
+}
+
+fn reconsider_with(cpu: &PerCpu, queue: &RunQueue<Arc<Task>>) {
+    let Some(first) = queue.first() else { return };
+    if core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
+        return;
+    }
+    let ran_ns = time::ticks_to_ns(time::counter().wrapping_sub(cpu.running_since.load(Ordering::Relaxed)));
+    let running = current_ref();
+    let vruntime = running.vruntime.load(Ordering::Relaxed) + run_queue::virtual_ns(ran_ns, running.weight());
+    if RunQueue::<Arc<Task>>::preempts(first, vruntime) || queue.slice_over(vruntime, ran_ns) {
         cpu.reschedule.store(true, Ordering::Relaxed);
     }
 }
@@ -345,6 +377,7 @@ pub fn drain_mailbox() {
     if !local.mailbox.is_empty() {
         let mut queue = local.queue.lock_while_off();
         take_mail(cpu, local, &mut queue);
+        reconsider_with(cpu, &queue);
         let others = !queue.is_empty();
         drop(queue);
         rearm(cpu, local, others);
@@ -475,14 +508,7 @@ pub fn timer_fired(now_ns: u64) {
         resume(task);
     }
     let queue = local.queue.lock_while_off();
-    if !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
-        let running = current_ref();
-        let ran_ns = time::ticks_to_ns(time::counter().wrapping_sub(cpu.running_since.get()));
-        let vruntime = running.vruntime.load(Ordering::Relaxed) + run_queue::virtual_ns(ran_ns, running.weight());
-        if queue.slice_over(vruntime, ran_ns) {
-            cpu.reschedule.store(true, Ordering::Relaxed);
-        }
-    }
+    reconsider_with(cpu, &queue);
     let others = !queue.is_empty();
     // A wake-up may just have missed that a CPU became idle: once a slice, what waits is offered again.
     let helper = if others { idle::helper(cpu.index.get() as usize, &queue) } else { None };
@@ -510,7 +536,7 @@ fn rearm(cpu: &PerCpu, local: &Local, others: bool) {
 fn rearm_for(cpu: &PerCpu, local: &Local, nearest: u64, for_slice: bool) {
     let mut deadline = nearest;
     if for_slice && !core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
-        let since = time::ns_at(cpu.running_since.get());
+        let since = time::ns_at(cpu.running_since.load(Ordering::Relaxed));
         deadline = deadline.min((since + SLICE_NS).max(time::now_ns() + SLICE_NS / 4));
         local.armed_for_slice.store(true, Ordering::Relaxed);
     }

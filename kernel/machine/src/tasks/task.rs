@@ -52,7 +52,7 @@ pub struct Task {
     /// The task's registers are in a CPU, or on the way out of one.
     pub(super) on_cpu: AtomicBool,
     pub(super) dead: AtomicBool,
-    /// The CPU it runs on or ran on last.
+    /// The CPU it runs on, or waits for, or ran on last: `vruntime` is as that one's queue counts.
     pub(super) cpu: AtomicU32,
     /// Must move to another CPU as soon as it is off this one.
     pub(super) must_move: AtomicBool,
@@ -60,6 +60,8 @@ pub struct Task {
     /// Virtual runtime relative to the queue it left.
     pub(super) lag: AtomicI64,
     pub(super) used_ticks: AtomicU64,
+    /// The most that was ever said to be used: a clock does not go back.
+    shown_ticks: AtomicU64,
     affinity: AtomicU64,
     nice: AtomicI8,
     /// That of `nice`.
@@ -96,6 +98,7 @@ impl Task {
             vruntime: AtomicU64::new(0),
             lag: AtomicI64::new(0),
             used_ticks: AtomicU64::new(0),
+            shown_ticks: AtomicU64::new(0),
             affinity: AtomicU64::new(ALL_CPUS),
             nice: AtomicI8::new(0),
             weight: AtomicU32::new(run_queue::weight(0)),
@@ -114,6 +117,11 @@ impl Task {
 
     pub fn weight(&self) -> u32 {
         self.weight.load(Ordering::Relaxed)
+    }
+
+    /// The CPU it runs on, or waits for, or ran on last.
+    pub fn cpu_number(&self) -> usize {
+        self.cpu.load(Ordering::Relaxed) as usize
     }
 
     pub fn may_run_on(&self, cpu: usize) -> bool {
@@ -206,8 +214,12 @@ pub fn spawn(spec: TaskSpec, prepare: &mut dyn FnMut(&TaskRef)) -> Result<Arc<Ta
     task.affinity = AtomicU64::new(if has_a_cpu { spec.affinity } else { ALL_CPUS });
     task.set_nice(spec.nice);
     task.extension = spec.extension;
-    let here = this_cpu().index.get();
-    task.cpu = AtomicU32::new(here);
+    let cpu = this_cpu();
+    task.cpu = AtomicU32::new(cpu.index.get());
+    if !ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
+        // As far as its creator.
+        task.vruntime = AtomicU64::new(current().vruntime.load(Ordering::Relaxed));
+    }
     let (entry, argument): (extern "C" fn(u64) -> !, u64) = match spec.start {
         Start::Application { frame, fs_base, inherit_vectors } => {
             let mut area = VectorArea::initial()?;
@@ -288,11 +300,14 @@ impl TaskHandle for Task {
     }
 
     fn cpu_time_ns(&self) -> u64 {
-        let mut ticks = self.used_ticks.load(Ordering::Relaxed);
-        if self.is_current() {
-            ticks += time::counter().wrapping_sub(this_cpu().running_since.get());
-        }
-        time::ticks_to_ns(ticks)
+        let used = self.used_ticks.load(Ordering::Acquire);
+        // The CPU stores when it last accounted before it adds to the sum: read in the other order, what
+        // it is just accounting may be missing, but is never counted twice.
+        let runs_on = percpu::cpu(self.cpu_number()).filter(|_| self.on_cpu.load(Ordering::Acquire));
+        let running =
+            runs_on.map_or(0, |cpu| time::counter().saturating_sub(cpu.running_since.load(Ordering::Acquire)));
+        let ticks = used + running;
+        time::ticks_to_ns(ticks.max(self.shown_ticks.fetch_max(ticks, Ordering::Relaxed)))
     }
 
     fn set_affinity(&self, cpus: u64) -> bool {

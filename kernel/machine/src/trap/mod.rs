@@ -121,6 +121,7 @@ fn interrupt(vector: u8) {
         _ => {
             irq::dispatch(vector);
             apic::end_of_interrupt();
+            tasks::reconsider();
         }
     }
 }
