@@ -230,6 +230,39 @@ static void files(void)
     CHECK("two views of one page", one != two && (one[9] = 4) && two[9] == 4);
 }
 
+/* What a file loses, no mapping shows any more: not the shared ones, wherever they begin, and of private
+ * copies only what is beyond the new end. */
+static void lost_pages(void)
+{
+    int memory = memfd_create("lost", MFD_CLOEXEC);
+    NEED(memory >= 0 && ftruncate(memory, 8 * PAGE) == 0);
+    char *all = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    char *behind = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 2 * PAGE);
+    char *private = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, memory, 0);
+    NEED(all != MAP_FAILED && behind != MAP_FAILED && private != MAP_FAILED);
+    memset(all, 'a', 8 * PAGE);
+    private[3 * PAGE] = 'p';
+    private[6 * PAGE] = 'p';
+    CHECK("two mappings show one page", behind[PAGE] == 'a');
+    NEED(fallocate(memory, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 3 * PAGE, PAGE) == 0);
+    CHECK("a hole shows in one", all[3 * PAGE] == 0 && all[2 * PAGE] == 'a' && all[4 * PAGE] == 'a');
+    CHECK("and in the other", behind[PAGE] == 0);
+    CHECK("a private copy stays", private[3 * PAGE] == 'p');
+    all[3 * PAGE] = 'b';
+    CHECK("a write into the hole shows, too", behind[PAGE] == 'b' && private[3 * PAGE] == 'p');
+    NEED(ftruncate(memory, 5 * PAGE) == 0);
+    CHECK("beyond the end is SIGBUS", faults(all + 6 * PAGE, READ, SIGBUS, BUS_ADRERR));
+    CHECK("in every mapping", faults(behind + 3 * PAGE, READ, SIGBUS, BUS_ADRERR));
+    CHECK("and for private copies", faults(private + 6 * PAGE, READ, SIGBUS, BUS_ADRERR));
+    NEED(ftruncate(memory, 8 * PAGE) == 0);
+    CHECK("grown again it reads as zero", all[6 * PAGE] == 0 && behind[3 * PAGE] == 0 && private[6 * PAGE] == 0);
+    CHECK("what was before the end is there", all[4 * PAGE] == 'a' && private[3 * PAGE] == 'p');
+    CHECK_FAILS("msync: both ways at once", msync(all, PAGE, MS_SYNC | MS_ASYNC), EINVAL);
+    NEED(munmap(all + PAGE, PAGE) == 0);
+    CHECK_FAILS("msync over a gap", msync(all, 3 * PAGE, MS_SYNC), ENOMEM);
+    NEED(close(memory) == 0);
+}
+
 static void kernel_copies(void)
 {
     int ends[2];
@@ -258,6 +291,7 @@ int main(void)
     advice();
     heap_end();
     files();
+    lost_pages();
     kernel_copies();
     return finish();
 }

@@ -5,7 +5,7 @@ use core::{
     fmt::Write,
 };
 
-use rt::rt;
+use rt::{page::PAGE_SIZE, rt};
 
 use super::process::TICK_NS;
 use crate::{program, system};
@@ -37,21 +37,24 @@ pub fn stat() -> String {
 pub fn meminfo() -> String {
     let (total, free) = rt().memory_bytes();
     let (total, free) = (total >> 10, free >> 10);
+    let cache = fs::cache::usage();
+    let kib = |pages: u64| pages * (PAGE_SIZE as u64 >> 10);
+    let available = free + kib(cache.with_medium.saturating_sub(cache.unwritten));
     let mut out = String::new();
     for (name, value) in [
         ("MemTotal:", total),
         ("MemFree:", free),
-        ("MemAvailable:", free),
+        ("MemAvailable:", available),
         ("Buffers:", 0),
-        ("Cached:", 0),
+        ("Cached:", kib(cache.with_medium + cache.memory_only)),
         ("SwapCached:", 0),
         ("SwapTotal:", 0),
         ("SwapFree:", 0),
-        ("Dirty:", 0),
+        ("Dirty:", kib(cache.unwritten)),
         ("Writeback:", 0),
-        ("AnonPages:", total - free),
+        ("AnonPages:", (total - free).saturating_sub(kib(cache.with_medium + cache.memory_only))),
         ("Mapped:", 0),
-        ("Shmem:", 0),
+        ("Shmem:", kib(cache.memory_only)),
         ("CommitLimit:", total),
         ("Committed_AS:", total - free),
         ("VmallocTotal:", 34_359_738_367),

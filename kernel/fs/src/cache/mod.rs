@@ -15,7 +15,10 @@ mod reclaim;
 pub mod writeback;
 
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
-use core::ops::Range;
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use rt::{
     page::{PAGE_SIZE, Page},
@@ -154,6 +157,41 @@ impl Slots {
     }
 }
 
+/// Pages that files without a medium and those with one have in memory.
+static CACHED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// What the cache holds, in pages (/proc/meminfo).
+pub struct Usage {
+    /// Of files whose medium has them, or will: memory that can be had back.
+    pub with_medium: u64,
+    pub memory_only: u64,
+    /// Dirty, or being written.
+    pub unwritten: u64,
+}
+
+pub fn usage() -> Usage {
+    let [memory_only, with_medium] = CACHED.each_ref().map(|count| count.load(Ordering::Relaxed));
+    Usage { with_medium, memory_only, unwritten: dirty::unwritten() }
+}
+
+impl Slots {
+    fn count_in(&mut self, pages: u64) {
+        self.ready += pages;
+        CACHED[usize::from(self.registered)].fetch_add(pages, Ordering::Relaxed);
+    }
+
+    fn count_out(&mut self, pages: u64) {
+        self.ready -= pages;
+        CACHED[usize::from(self.registered)].fetch_sub(pages, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        self.count_out(self.ready);
+    }
+}
+
 /// One file's pages.
 pub struct FilePages {
     slots: SpinLock<Slots>,
@@ -254,11 +292,12 @@ impl FilePages {
         let mut overtaken = Vec::new();
         let register = {
             let mut slots = self.slots.lock();
+            let register = !core::mem::replace(&mut slots.registered, true);
             for (at, page) in window.clone().zip(pages) {
                 match slots.get_mut(at) {
                     Some(slot @ Slot::Loading) => {
                         *slot = Slot::Ready { page, used: at == index };
-                        slots.ready += 1;
+                        slots.count_in(1);
                     }
                     _ => {
                         wanted.take_if(|_| at == index);
@@ -267,7 +306,7 @@ impl FilePages {
                 }
                 marked.range.start = at + 1;
             }
-            !core::mem::replace(&mut slots.registered, true)
+            register
         };
         drop(overtaken);
         if register {
@@ -295,7 +334,7 @@ impl FilePages {
         }
         let overtakes = matches!(slot, Slot::Loading);
         *slot = Slot::Ready { page: page.clone(), used: true };
-        slots.ready += 1;
+        slots.count_in(1);
         drop(slots);
         if overtakes {
             self.loaded.wake_all();
@@ -318,7 +357,7 @@ impl FilePages {
                     }
                 }
             }
-            slots.ready -= gone.len() as u64;
+            slots.count_out(gone.len() as u64);
             slots.unwritten -= clean;
             slots.chunks.retain(|_, chunk| !chunk.is_empty());
         }

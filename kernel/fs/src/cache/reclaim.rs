@@ -168,7 +168,7 @@ impl FilePages {
         if let Some(number) = emptied {
             slots.chunks.remove(&number);
         }
-        slots.ready -= taken as u64;
+        slots.count_out(taken as u64);
         (taken, next)
     }
 }

@@ -173,19 +173,18 @@ impl HostSpace {
         };
         // The pager may read a device: not under the lock.
         let index = mapping.file.as_ref().map_or(0, |file| file.first_page + (base - mapping.start) / PAGE);
-        let page = match &mapping.file {
+        let original = match &mapping.file {
             None => Page::alloc_zeroed()?,
-            Some(file) => {
-                let page = file.pager.page(index, write && mapping.shared).map_err(|error| match error {
-                    PagerError::OutOfFrames => SpaceError::NoMemory,
-                    PagerError::BeyondEnd | PagerError::Io => SpaceError::NotMapped,
-                })?;
-                if write && !mapping.shared { copy_of(&page)? } else { page }
-            }
+            Some(file) => file.pager.page(index, write && mapping.shared).map_err(|error| match error {
+                PagerError::OutOfFrames => SpaceError::NoMemory,
+                PagerError::BeyondEnd | PagerError::Io => SpaceError::NotMapped,
+            })?,
         };
+        let is_copied = mapping.file.is_some() && write && !mapping.shared;
+        let page = if is_copied { copy_of(&original)? } else { original.clone() };
         let mut inner = self.inner();
         if let Some(file) = &mapping.file
-            && !file.pager.confirm(index, &page, write && mapping.shared)
+            && !file.pager.confirm(index, &original, write && mapping.shared)
         {
             drop(inner);
             return self.fault(address, write);
