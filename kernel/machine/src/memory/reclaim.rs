@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use rt::sync::Mutex;
 use spin::Once;
 
-use super::{balloon, heap};
+use super::{balloon, frames, heap};
 
 /// Pages asked of the caches at a time.
 const PAGES: usize = 64;
@@ -50,10 +50,14 @@ pub fn reclaim_caches() -> bool {
 }
 
 fn ask_caches() -> bool {
-    let mut freed = heap::shrink();
+    let (_, free_before) = frames::totals();
+    heap::shrink();
+    let mut freed = 0;
     for reclaimer in RECLAIMERS.iter().filter_map(Once::get) {
         freed += reclaimer(PAGES);
     }
     FREED.fetch_add(freed, Ordering::Relaxed);
-    freed > 0
+    // The heap's frames count by what is left of them: the search for pages itself may take back the slab
+    // that was just given, each time, and whoever waits for a frame would ask for ever.
+    freed > 0 || frames::totals().1 > free_before
 }
