@@ -117,6 +117,14 @@ fn random_operations_agree_with_the_model() {
         for _ in 0..400 {
             step(&mut random, &mut tree, &mut model);
             assert_same(&tree, &model);
+            // Twice: the second time it may remember.
+            for page in [random.below(SPAN), random.below(SPAN)] {
+                for _ in 0..2 {
+                    let found = tree.find_plain(page * PAGE + 5).map(|vma| (vma.prot, vma.flags));
+                    let plain = model.pages.get(&page).filter(|state| state.3 == Source::Anonymous);
+                    assert_eq!(found, plain.map(|state| (state.1, state.2)));
+                }
+            }
         }
     }
 }

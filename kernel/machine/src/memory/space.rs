@@ -148,6 +148,9 @@ struct FileFault {
 
 impl Space {
     fn fault(&self, address: u64, access: Access) -> Result<(), Refused> {
+        if self.fault_plain(address, access) {
+            return Ok(());
+        }
         let mut may_be_huge = true;
         loop {
             match self.fault_locked(address, access, may_be_huge) {
@@ -169,6 +172,23 @@ impl Space {
                 Err(refused) => return Err(refused),
             }
         }
+    }
+
+    /// The first touch of an anonymous page, which is most of all faults. False: it is something else.
+    #[inline]
+    fn fault_plain(&self, address: u64, access: Access) -> bool {
+        let mut tree = self.vmas.lock();
+        if let Some(vma) = tree.find_plain(address)
+            && allows(vma.prot, access)
+            && !vma.flags.contains(VmaFlags::HUGE)
+            && let Some(Leaf::Small(entry)) = paging::leaf(address)
+            && entries::read(entry) == 0
+            && let Ok(page) = Page::alloc_now(true)
+        {
+            entries::fill(entry, page, vma.prot, PRIVATE, Use::Now);
+            return true;
+        }
+        false
     }
 
     /// The part of a fault that does not sleep.
