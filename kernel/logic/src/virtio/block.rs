@@ -78,6 +78,9 @@ pub struct Block<T, D> {
     sectors: u64,
     features: u64,
     max_segments: usize,
+    vector: Option<u16>,
+    /// Requests are not started for a while.
+    paused: bool,
     switched_off: bool,
 }
 
@@ -102,7 +105,6 @@ impl<T: Transport, D: Dma> Block<T, D> {
         let queue = Queue::new(allocate(QUEUE_BYTES).ok_or(VirtioError::NoRoom)?, size)?;
         let requests =
             allocate(SLOTS_BYTES).filter(|area| area.len_bytes() >= SLOTS_BYTES).ok_or(VirtioError::NoRoom)?;
-        transport.set_queue(QUEUE, size, queue.addresses(), vector)?;
         let sectors = transport.config64(CONFIG_CAPACITY);
         let mut max_segments = if features & feature::INDIRECT_DESCRIPTORS != 0 {
             MAX_SEGMENTS
@@ -113,8 +115,7 @@ impl<T: Transport, D: Dma> Block<T, D> {
         if features & FEATURE_SEGMENT_MAX != 0 {
             max_segments = max_segments.min(transport.config32(CONFIG_SEGMENT_MAX) as usize).max(1);
         }
-        transport::start(&mut transport);
-        Ok(Self {
+        let mut block = Self {
             transport,
             queue,
             requests,
@@ -123,8 +124,56 @@ impl<T: Transport, D: Dma> Block<T, D> {
             sectors,
             features,
             max_segments,
+            vector,
+            paused: false,
             switched_off: false,
-        })
+        };
+        block.start()?;
+        Ok(block)
+    }
+
+    /// Hands the empty queue to a device with which the features were agreed on.
+    fn start(&mut self) -> Result<(), VirtioError> {
+        self.transport.set_queue(QUEUE, self.queue.size(), self.queue.addresses(), self.vector)?;
+        transport::start(&mut self.transport);
+        Ok(())
+    }
+
+    /// From now on [`Block::submit`] finds no room, until [`Block::resume`] or, if nothing came of it,
+    /// [`Block::go_on`].
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    pub fn go_on(&mut self) {
+        self.paused = false;
+    }
+
+    /// Requests that the device has not finished.
+    pub fn in_flight(&self) -> usize {
+        self.slots.iter().filter(|slot| matches!(slot, Slot::Flying { .. })).count()
+    }
+
+    /// Resets the paused device, which has finished its requests. False: it has not, or does not stop.
+    pub fn quiesce(&mut self) -> bool {
+        self.paused && !self.switched_off && self.in_flight() == 0 && self.transport.reset()
+    }
+
+    /// Starts the device again, with the features and the size it had, and lets requests go on. If it is
+    /// not the same device any more, they fail from now on.
+    pub fn resume(&mut self) -> Result<(), VirtioError> {
+        self.paused = false;
+        let started = transport::renegotiate(&mut self.transport, self.features).and_then(|()| {
+            if self.transport.config64(CONFIG_CAPACITY) != self.sectors {
+                return Err(VirtioError::Unusable);
+            }
+            self.queue.clear();
+            self.start()
+        });
+        if started.is_err() {
+            self.switch_off(|_| ());
+        }
+        started
     }
 
     pub fn sectors(&self) -> u64 {
@@ -149,6 +198,9 @@ impl<T: Transport, D: Dma> Block<T, D> {
     /// ask with [`Block::take`].
     pub fn submit(&mut self, operation: Operation, sector: u64, data: &[Data]) -> Result<Option<usize>, BlockError> {
         self.check(operation, sector, data)?;
+        if self.paused {
+            return Ok(None);
+        }
         let Some(slot) = self.slots.iter().position(|slot| *slot == Slot::Free) else { return Ok(None) };
         let (kind, device_writes) = match operation {
             Operation::Read => (0, true),

@@ -53,6 +53,9 @@ pub struct Network<T, D> {
     header_len: usize,
     features: u64,
     mac: [u8; 6],
+    vector: Option<u16>,
+    /// The device is reset for a while.
+    quiesced: bool,
     switched_off: bool,
 }
 
@@ -71,27 +74,22 @@ impl<T: Transport, D: Dma> Network<T, D> {
         if features & FEATURE_MAC == 0 {
             return Err(VirtioError::Unusable);
         }
-        let mut queue = |index, size, vector| {
+        let mut queue = |index, size| {
             let size = match transport.max_queue_size(index) {
                 0 => return Err(VirtioError::Unusable),
                 max => (1 << max.ilog2()).min(size),
             };
-            let queue = Queue::new(allocate(bytes_needed(size)).ok_or(VirtioError::NoRoom)?, size)?;
-            transport.set_queue(index, size, queue.addresses(), vector)?;
-            Ok(queue)
+            Queue::new(allocate(bytes_needed(size)).ok_or(VirtioError::NoRoom)?, size)
         };
-        let receive = queue(RECEIVE, RECEIVE_BUFFERS, vector)?;
-        let send = queue(SEND, SEND_SLOTS, None)?;
+        let receive = queue(RECEIVE, RECEIVE_BUFFERS)?;
+        let send = queue(SEND, SEND_SLOTS)?;
         let mut area = |count: u16| {
             let len = usize::from(count) * BUFFER_LEN;
             allocate(len).filter(|area: &D| area.len_bytes() >= len).ok_or(VirtioError::NoRoom)
         };
         let (incoming, outgoing) = (area(receive.size())?, area(send.size())?);
-        let (low, high) =
-            (transport.config32(CONFIG_MAC).to_le_bytes(), transport.config32(CONFIG_MAC_END).to_le_bytes());
         // The count of merged buffers is part of the header since version 1.0, merged or not.
         let header_len = if transport.is_legacy() { 10 } else { 12 };
-        transport::start(&mut transport);
         let mut network = Self {
             buffer_of: vec![0; usize::from(receive.size())],
             slot_of: vec![0; usize::from(send.size())],
@@ -103,14 +101,59 @@ impl<T: Transport, D: Dma> Network<T, D> {
             outgoing,
             header_len,
             features,
-            mac: [low[0], low[1], low[2], low[3], high[0], high[1]],
+            mac: [0; 6],
+            vector,
+            quiesced: false,
             switched_off: false,
         };
-        for buffer in 0..network.receive.size() as u8 {
-            network.offer(buffer)?;
-        }
-        network.transport.notify(RECEIVE);
+        network.mac = network.address();
+        network.start()?;
         Ok(network)
+    }
+
+    /// Hands the empty queues to a device with which the features were agreed on.
+    fn start(&mut self) -> Result<(), VirtioError> {
+        self.transport.set_queue(RECEIVE, self.receive.size(), self.receive.addresses(), self.vector)?;
+        self.transport.set_queue(SEND, self.send.size(), self.send.addresses(), None)?;
+        transport::start(&mut self.transport);
+        for buffer in 0..self.receive.size() as u8 {
+            self.offer(buffer)?;
+        }
+        self.transport.notify(RECEIVE);
+        Ok(())
+    }
+
+    /// Resets the device once all frames are out that were sent. Until [`Network::resume`] there is no
+    /// room for more. What was received and not taken is lost, as frames may be. False: some are not out
+    /// yet, or the device does not stop.
+    pub fn quiesce(&mut self) -> bool {
+        let idle = self.take_sent().is_ok() && self.send.is_idle();
+        self.quiesced |= idle && self.transport.reset();
+        self.quiesced
+    }
+
+    /// Starts the device again, with the features and the address it had. If it is another one, it is
+    /// given up.
+    pub fn resume(&mut self) -> Result<(), VirtioError> {
+        self.quiesced = false;
+        let started = transport::renegotiate(&mut self.transport, self.features).and_then(|()| {
+            if self.address() != self.mac {
+                return Err(VirtioError::Unusable);
+            }
+            self.receive.clear();
+            self.send.clear();
+            self.start()
+        });
+        if started.is_err() {
+            self.switch_off();
+        }
+        started
+    }
+
+    fn address(&self) -> [u8; 6] {
+        let (low, high) = (self.transport.config32(CONFIG_MAC), self.transport.config32(CONFIG_MAC_END));
+        let ([a, b, c, d], [e, f, ..]) = (low.to_le_bytes(), high.to_le_bytes());
+        [a, b, c, d, e, f]
     }
 
     pub fn mac(&self) -> [u8; 6] {
@@ -137,6 +180,9 @@ impl<T: Transport, D: Dma> Network<T, D> {
         if !(ETHERNET_HEADER..=MAX_FRAME).contains(&frame.len()) {
             return Err(SendError::BadLength);
         }
+        if self.quiesced {
+            return Err(SendError::Full);
+        }
         self.take_sent()?;
         let slot = self.free_slots.pop().ok_or(SendError::Full)?;
         let at = usize::from(slot) * BUFFER_LEN;
@@ -162,7 +208,7 @@ impl<T: Transport, D: Dma> Network<T, D> {
 
     /// Frees the slots of frames that are out.
     fn take_sent(&mut self) -> Result<(), SendError> {
-        while !self.switched_off {
+        while !self.switched_off && !self.quiesced {
             match self.send.pop() {
                 Ok(Some((head, _))) => self.free_slots.push(self.slot_of[usize::from(head)]),
                 Ok(None) => return Ok(()),
@@ -175,7 +221,7 @@ impl<T: Transport, D: Dma> Network<T, D> {
     /// Copies the next frame to `out`; None: there is none. One that is no frame, or does not fit, is
     /// dropped.
     pub fn receive(&mut self, out: &mut [u8]) -> Option<usize> {
-        while !self.switched_off {
+        while !self.switched_off && !self.quiesced {
             let (head, written) = match self.receive.pop() {
                 Ok(next) => next?,
                 Err(_) => {
@@ -213,7 +259,7 @@ impl<T: Transport, D: Dma> Network<T, D> {
 
     /// Something was received that [`Network::receive`] has not taken.
     pub fn has_received(&self) -> bool {
-        !self.switched_off && self.receive.has_used()
+        !self.switched_off && !self.quiesced && self.receive.has_used()
     }
 
     fn offer(&mut self, buffer: u8) -> Result<(), VirtioError> {
@@ -298,6 +344,30 @@ mod tests {
         assert_eq!(network.send(&[1; 60]), Ok(()));
         assert_eq!(network.send(&[1; 13]), Err(SendError::BadLength));
         assert_eq!(network.send(&[1; MAX_FRAME + 1]), Err(SendError::BadLength));
+    }
+
+    #[test]
+    fn goes_on_after_quiesce() {
+        let (mut network, device) = start();
+        for round in 0..20u8 {
+            network.send(&[round; 60]).unwrap();
+            assert!(!network.quiesce(), "a frame is not out yet");
+            let head = device.take(SEND).pop().unwrap();
+            device.answer(SEND, u32::from(head), 0);
+            assert!(network.quiesce());
+            assert_eq!(device.status(), 0);
+            assert_eq!(network.send(&[round; 60]), Err(SendError::Full));
+            assert_eq!(network.receive(&mut [0; MAX_FRAME]), None);
+            network.resume().unwrap();
+            deliver(&device, &mut Vec::new(), &[round; 60], 72);
+            let mut out = [0; MAX_FRAME];
+            assert_eq!(network.receive(&mut out), Some(60));
+            assert_eq!(out[..60], [round; 60]);
+        }
+        assert!(network.quiesce());
+        device.configure(CONFIG_MAC, 7);
+        assert_eq!(network.resume(), Err(VirtioError::Unusable));
+        assert_eq!(network.send(&[1; 60]), Err(SendError::Gone));
     }
 
     #[test]

@@ -167,6 +167,33 @@ fn a_wrong_length_or_status_fails_the_request_alone() {
     }
 }
 
+#[test]
+fn goes_on_after_quiesce() {
+    let (mut block, mut disk, buffer) = start(INDIRECT, 128);
+    let mut random = Stream::new(5);
+    for round in 0..20 {
+        let slot = block.submit(Operation::Read, round, &[(buffer, 512)]).unwrap().unwrap();
+        assert!(!block.quiesce(), "not paused");
+        block.pause();
+        assert_eq!(block.submit(Operation::Read, 1, &[(buffer, 512)]), Ok(None));
+        assert!(!block.quiesce() && block.in_flight() == 1, "a request is in flight");
+        disk.work(&mut random, 1);
+        block.complete(|_| ());
+        assert!(block.quiesce());
+        assert_eq!(disk.device.status(), 0);
+        assert_eq!(block.take(slot), Some(Ok(())), "a result outlives the reset");
+        block.resume().unwrap();
+        let at = round as usize * 512;
+        assert_eq!(disk.device.ram.get::<512>(buffer)[..], disk.content[at..at + 512]);
+    }
+    // Another disk in its place is not taken for it.
+    block.pause();
+    assert!(block.quiesce());
+    disk.device.configure(CONFIG_CAPACITY, 7);
+    assert_eq!(block.resume(), Err(VirtioError::Unusable));
+    assert_eq!(block.submit(Operation::Read, 0, &[(buffer, 512)]), Err(BlockError::Io));
+}
+
 struct Empty;
 
 impl Registers for Empty {
