@@ -38,6 +38,9 @@ fn kernel_main(info: BootInfo) -> ! {
     let config = BootConfig::parse(&info.command_line)
         .unwrap_or_else(|error| boot::malformed(abi::exit::BAD_COMMAND_LINE, format_args!("{error}")));
     console::set_level(level(config.log_level));
+    if config.console == Some(abi::ConsoleDevice::Virtio) {
+        console::wait_for_terminal();
+    }
     if config.exits {
         cpu::exits::report_at_end();
     }
@@ -93,7 +96,11 @@ fn level(level: LogLevel) -> log::LevelFilter {
 fn first_task(_: usize) {
     let Some(boot) = BOOT.get() else { return };
     phase(&boot.config, "first-task");
-    let wanted = Wanted { disks: boot.config.root != Some(abi::Root::Module), outside_world: !boot.config.exact };
+    let wanted = Wanted {
+        disks: boot.config.root != Some(abi::Root::Module),
+        outside_world: !boot.config.exact,
+        terminal: console::waits_for_terminal(),
+    };
     machine::drivers::start_devices(&boot.firmware, &boot.config.mmio_devices, wanted);
     if let Some(name) = &boot.config.test {
         if !machine::selftest::run(name) {

@@ -135,7 +135,7 @@ fn add_fatal(suite: &mut Suite) {
     }
 }
 
-fn check(machine: &Machine) -> Verdict {
+pub fn check(machine: &Machine) -> Verdict {
     let run = match guest::run(machine) {
         Ok(run) => run,
         Err(why) => return Verdict::Failed(why),

@@ -9,6 +9,7 @@ mod balloon;
 mod block;
 mod boot;
 mod conformance;
+mod devices;
 mod diagnosis;
 mod gaps;
 mod guest;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
     pressure::add(&mut suite);
     block::add(&mut suite);
     balloon::add(&mut suite);
+    devices::add(&mut suite);
     suite.select(options.slice, &options.names);
     if options.list {
         suite.list();

@@ -69,6 +69,8 @@ pub struct Machine {
     pub one_thread: bool,
     /// Firmware in place of SeaBIOS, such as `qboot.rom`.
     pub bios: Option<PathBuf>,
+    /// The console is a virtio terminal, and there is no serial port.
+    pub terminal: bool,
     pub time_limit: Option<Duration>,
     pub stdin: Stdin,
     /// More arguments for QEMU, last.
@@ -91,6 +93,7 @@ impl Machine {
             exact: false,
             one_thread: false,
             bios: None,
+            terminal: false,
             time_limit: None,
             stdin: Stdin::Nothing,
             extra_arguments: Vec::new(),

@@ -23,7 +23,14 @@ pub(crate) fn arguments(machine: &Machine, control: Option<RawFd>) -> Result<Vec
     let mut list = Arguments::default();
     list.flag("-no-user-config").flag("-nodefaults").flag("-no-reboot");
     list.pair("-display", "none").pair("-monitor", "none");
-    list.pair("-machine", machine_type(machine.machine_type));
+    let isa_serial = if machine.terminal { ",isa-serial=off" } else { "" };
+    match machine.machine_type {
+        // The others have no serial port unless they are given one.
+        MachineType::Microvm | MachineType::MicrovmPcie => {
+            list.pair("-machine", &format!("{}{isa_serial}", machine_type(machine.machine_type)))
+        }
+        other => list.pair("-machine", machine_type(other)),
+    };
     list.pair("-cpu", machine.cpu_model.as_deref().unwrap_or(cpu_model(machine.accel)));
     list.pair("-smp", &machine.cpus.to_string());
     // QEMU's unit is MiB without a suffix; K lets any page count through.
@@ -33,7 +40,10 @@ pub(crate) fn arguments(machine: &Machine, control: Option<RawFd>) -> Result<Vec
         list.pair("-bios", bios);
     }
     list.pair("-kernel", existing(&machine.kernel)?);
-    list.pair("-chardev", "stdio,id=console,signal=off").pair("-serial", "chardev:console");
+    list.pair("-chardev", "stdio,id=console,signal=off");
+    if !machine.terminal {
+        list.pair("-serial", "chardev:console");
+    }
     list.pair("-device", &format!("isa-debug-exit,iobase={:#x},iosize=4", exit::PORT));
     list.pair("-device", &format!("virtio-rng{}", bus_suffix(machine.machine_type)));
     // In an exact run its timing would differ each time; the kernel leaves it alone there, too.
@@ -41,9 +51,14 @@ pub(crate) fn arguments(machine: &Machine, control: Option<RawFd>) -> Result<Vec
         let balloon = bus_suffix(machine.machine_type);
         list.pair("-device", &format!("virtio-balloon{balloon},free-page-reporting=on,deflate-on-oom=on"));
     }
+    if control.is_some() || machine.terminal {
+        list.pair("-device", &format!("virtio-serial{},max_ports=2", bus_suffix(machine.machine_type)));
+    }
+    if machine.terminal {
+        list.pair("-device", "virtconsole,chardev=console,nr=0");
+    }
     if let Some(socket) = control {
         list.pair("-chardev", &format!("socket,id=control,fd={socket}"));
-        list.pair("-device", &format!("virtio-serial{},max_ports=2", bus_suffix(machine.machine_type)));
         list.pair("-device", &format!("virtserialport,chardev=control,nr=1,name={PORT_NAME}"));
     }
     if let Some(image) = &machine.image {

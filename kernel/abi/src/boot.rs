@@ -31,6 +31,8 @@ pub struct BootConfig {
     pub root: Option<Root>,
     pub log_level: LogLevel,
     pub stdin: ConsoleInput,
+    /// None: the serial port if there is one, else the virtio terminal.
+    pub console: Option<ConsoleDevice>,
     /// Everything that the machine does is decided by `seed`.
     pub exact: bool,
     pub seed: Option<u64>,
@@ -56,6 +58,15 @@ pub enum Root {
     Module,
     /// The first virtio disk.
     Vda,
+}
+
+/// What carries the console; Linux' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleDevice {
+    /// `ttyS0`: the 16550.
+    Serial,
+    /// `hvc0`: port 0 of a virtio console device.
+    Virtio,
 }
 
 /// What feeds the console, and so what the line discipline does at first.
@@ -145,6 +156,12 @@ impl BootConfig {
             "cwd" => self.cwd = Some(path()?),
             "root" => self.root = Some(value_or(Root::WANTED)?.parse().map_err(bad)?),
             "stdin" => self.stdin = value_or(ConsoleInput::WANTED)?.parse().map_err(bad)?,
+            // Monitors add consoles that this kernel does not have.
+            "console" => match value.and_then(|value| value.split(',').next()) {
+                Some("ttyS0") => self.console = Some(ConsoleDevice::Serial),
+                Some("hvc0") => self.console = Some(ConsoleDevice::Virtio),
+                _ => self.unknown.push(word.to_string()),
+            },
             "loglevel" => self.log_level = value_or(LogLevel::WANTED)?.parse().map_err(bad)?,
             // CONSOLE_LOGLEVEL_QUIET of Linux.
             "quiet" if value.is_none() => self.log_level = LogLevel::from_linux(4),
@@ -182,6 +199,11 @@ impl BootConfig {
         }
         if self.stdin != ConsoleInput::default() {
             line.word(&format!("stdin={}", self.stdin.name()));
+        }
+        match self.console {
+            Some(ConsoleDevice::Serial) => line.word("console=ttyS0"),
+            Some(ConsoleDevice::Virtio) => line.word("console=hvc0"),
+            None => {}
         }
         if self.log_level != LogLevel::default() {
             line.word(&format!("loglevel={}", self.log_level.name()));
@@ -377,6 +399,7 @@ mod tests {
             cwd: Some("/app".into()),
             root: Some(Root::Module),
             stdin: ConsoleInput::Pipe,
+            console: Some(ConsoleDevice::Virtio),
             log_level: LogLevel::Trace,
             exact: true,
             seed: Some(u64::MAX),
@@ -423,6 +446,13 @@ mod tests {
         for level in LogLevel::ALL {
             assert_eq!(level.name().parse(), Ok(level));
         }
+    }
+
+    #[test]
+    fn the_last_console_that_exists_counts() {
+        let config = BootConfig::parse("console=hvc0 console=ttyS0,115200n8 console=tty0").unwrap();
+        assert_eq!(config.console, Some(ConsoleDevice::Serial));
+        assert_eq!(config.unknown, strings(&["console=tty0"]));
     }
 
     #[test]

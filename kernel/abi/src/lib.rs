@@ -15,5 +15,5 @@ pub mod exits;
 pub mod ksyms;
 mod percent;
 
-pub use boot::{BootConfig, ConfigError, ConsoleInput, LogLevel, MmioDevice, Root};
+pub use boot::{BootConfig, ConfigError, ConsoleDevice, ConsoleInput, LogLevel, MmioDevice, Root};
 pub use exits::Exits;

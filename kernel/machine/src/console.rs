@@ -1,12 +1,19 @@
-//! The console: bytes in and out of the serial port, and the kernel's own log lines.
+//! The console: bytes in and out of a serial port or a virtio terminal, and the kernel's own log lines.
+//!
+//! The 16550 serves from the first instruction on, where there is one. Where there is none, or the command
+//! line wants the virtio terminal, what is written before that has started is kept, as far as there is
+//! room, and written then.
 //!
 //! Output is the application's, unchanged; the kernel adds its log (`log` crate, level from the
 //! command line) and control frames ([`abi::control`]).
 //!
 //! # Locking
-//! [`OUTPUT`] keeps one writer's bytes together. A panic writes past it.
+//! [`OUTPUT`] keeps one writer's bytes together. A panic writes past it. [`INPUT`] before the device's own.
 use alloc::collections::VecDeque;
-use core::fmt::{self, Write};
+use core::{
+    fmt::{self, Write},
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 use rt::{
     sync::WaitQueue,
@@ -20,7 +27,7 @@ use crate::{
         apic, ioapic, irq,
         lock::{IrqSpin, IrqSpinGuard},
     },
-    drivers::serial,
+    drivers::{serial, virtio_console},
 };
 
 static OUTPUT: IrqSpin<()> = IrqSpin::new(());
@@ -29,10 +36,85 @@ static INPUT_WAITERS: WaitQueue = WaitQueue::new();
 /// Input kept at most when nobody reads it.
 const INPUT_LIMIT: usize = 4096;
 
+/// Where output goes: a number of these.
+static SINK: AtomicU8 = AtomicU8::new(SERIAL);
+const SERIAL: u8 = 0;
+const TERMINAL: u8 = 1;
+const KEPT: u8 = 2;
+
+/// What was written before there was a device.
+struct Early {
+    bytes: [u8; 4096],
+    len: usize,
+}
+
+static EARLY: IrqSpin<Early> = IrqSpin::new(Early { bytes: [0; 4096], len: 0 });
+
 /// Bytes to the console, together.
 pub fn write(bytes: &[u8]) {
     let _output = OUTPUT.lock();
-    serial::write(bytes);
+    emit(bytes);
+}
+
+fn emit(bytes: &[u8]) {
+    let written = match SINK.load(Ordering::Relaxed) {
+        SERIAL => return serial::write(bytes),
+        TERMINAL => virtio_console::write(bytes),
+        _ => 0,
+    };
+    // Not there yet, or stopped for a while.
+    let kept = &bytes[written..];
+    // A panic may have stopped who holds it.
+    if !kept.is_empty()
+        && let Some(mut early) = EARLY.try_lock()
+    {
+        let from = early.len;
+        let count = kept.len().min(early.bytes.len() - from);
+        early.bytes[from..from + count].copy_from_slice(&kept[..count]);
+        early.len += count;
+    }
+}
+
+/// Writes what was kept. Under the output's lock.
+fn emit_early() {
+    let mut early = EARLY.lock();
+    let len = core::mem::take(&mut early.len);
+    let bytes = early.bytes;
+    drop(early);
+    emit(&bytes[..len]);
+}
+
+/// From now on keeps what is written, for the terminal that is to come.
+pub fn wait_for_terminal() {
+    SINK.store(KEPT, Ordering::Relaxed);
+}
+
+/// No device carries the console yet: the virtio terminal has to.
+pub fn waits_for_terminal() -> bool {
+    SINK.load(Ordering::Relaxed) == KEPT
+}
+
+/// The virtio terminal is there.
+pub fn use_terminal() {
+    let _output = OUTPUT.lock();
+    SINK.store(TERMINAL, Ordering::Relaxed);
+    emit_early();
+}
+
+/// There is no terminal, although it was wanted: the serial port, if there is one.
+pub fn give_up_terminal() {
+    if SINK.load(Ordering::Relaxed) == KEPT && serial::is_present() {
+        let _output = OUTPUT.lock();
+        SINK.store(SERIAL, Ordering::Relaxed);
+        emit_early();
+    }
+}
+
+/// The machine ends: what was written is to reach the host.
+pub fn flush() {
+    if SINK.load(Ordering::Relaxed) == TERMINAL {
+        virtio_console::flush();
+    }
 }
 
 /// Keeps other writers out: for the machine's last words.
@@ -46,6 +128,10 @@ pub fn read(out: &mut [u8]) -> usize {
     let count = out.len().min(input.len());
     for (slot, byte) in out.iter_mut().zip(input.drain(..count)) {
         *slot = byte;
+    }
+    drop(input);
+    if count > 0 && SINK.load(Ordering::Relaxed) == TERMINAL {
+        take_terminal_input();
     }
     count
 }
@@ -61,6 +147,9 @@ pub fn wait_input(deadline_ns: Option<u64>) -> Parked {
 
 /// Routes the serial port's interrupt, so that input arrives. Without an I/O APIC there is none.
 pub fn enable_input(firmware: &Acpi) {
+    if !serial::is_present() {
+        return;
+    }
     let (gsi, level, active_low) = firmware.isa_route(serial::ISA_IRQ);
     let Some(vector) = irq::allocate(take_input, 0) else { return };
     if ioapic::route(gsi, vector, level, active_low, apic::id()) {
@@ -82,12 +171,24 @@ fn take_input(_: usize) {
     INPUT_WAITERS.wake_all();
 }
 
+/// Takes what has arrived at the virtio terminal, as far as there is room for it; the rest stays with the
+/// device, and so with the host.
+pub fn take_terminal_input() {
+    let mut input = INPUT.lock();
+    if let Some(device) = virtio_console::device().as_mut() {
+        let room = INPUT_LIMIT.saturating_sub(input.len());
+        device.read_terminal(room, |byte| input.push_back(byte));
+    }
+    drop(input);
+    INPUT_WAITERS.wake_all();
+}
+
 /// Writes without the lock: for whoever holds it, and for panics.
 pub struct Raw;
 
 impl Write for Raw {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        serial::write(text.as_bytes());
+        emit(text.as_bytes());
         Ok(())
     }
 }
@@ -119,7 +220,11 @@ static LOGGER: Logger = Logger;
 
 /// Opens the serial port and registers the logger.
 pub fn init(level: log::LevelFilter) {
-    serial::init(|byte| INPUT.lock().push_back(byte));
+    if serial::is_present() {
+        serial::init(|byte| INPUT.lock().push_back(byte));
+    } else {
+        SINK.store(KEPT, Ordering::Relaxed);
+    }
     // A second registration is refused, which is what is wanted.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(level);

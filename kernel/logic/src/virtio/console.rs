@@ -73,6 +73,8 @@ pub struct Console<T, D> {
     output: Option<Output<D>>,
     terminal: Option<Terminal<D>>,
     port: PortState,
+    /// The device is reset for a while.
+    quiesced: bool,
     switched_off: bool,
 }
 
@@ -128,7 +130,8 @@ impl<T: Transport, D: Dma> Console<T, D> {
             false => None,
         };
         let port = PortState::default();
-        let mut console = Self { transport, features, wanted, control, output, terminal, port, switched_off: false };
+        let mut console =
+            Self { transport, features, wanted, control, output, terminal, port, quiesced: false, switched_off: false };
         console.start()?;
         Ok(console)
     }
@@ -171,11 +174,17 @@ impl<T: Transport, D: Dma> Console<T, D> {
     /// busy (ask [`Console::work`] first), or does not stop.
     pub fn quiesce(&mut self) -> bool {
         let idle = !self.is_writing() && self.terminal_is_idle();
-        idle && !self.switched_off && self.transport.reset()
+        self.quiesced |= idle && !self.switched_off && self.transport.reset();
+        self.quiesced
     }
 
     /// Starts the device again, with the features it had. Its ports have to be found again.
     pub fn resume(&mut self) -> Result<(), VirtioError> {
+        self.quiesced = false;
+        self.start_again().inspect_err(|_| self.switch_off())
+    }
+
+    fn start_again(&mut self) -> Result<(), VirtioError> {
         transport::renegotiate(&mut self.transport, self.features)?;
         self.port = PortState::default();
         if let Some(terminal) = &mut self.terminal {
@@ -193,7 +202,16 @@ impl<T: Transport, D: Dma> Console<T, D> {
 
     /// The named port is there, and the host listens.
     pub fn is_open(&self) -> bool {
-        !self.switched_off && self.port.added && self.port.named && self.port.host_open
+        !self.switched_off && !self.quiesced && self.port.added && self.port.named && self.port.host_open
+    }
+
+    /// The device has room for a named port.
+    pub fn may_have_port(&self) -> bool {
+        self.output.is_some()
+    }
+
+    pub fn wants_terminal(&self) -> bool {
+        self.terminal.is_some()
     }
 
     /// Port 0 is there.
@@ -205,6 +223,9 @@ impl<T: Transport, D: Dma> Console<T, D> {
     pub fn work(&mut self) -> Result<(), VirtioError> {
         if self.switched_off {
             return Err(VirtioError::Lied);
+        }
+        if self.quiesced {
+            return Ok(());
         }
         self.exchange().inspect_err(|_| self.switch_off())
     }
@@ -249,7 +270,7 @@ impl<T: Transport, D: Dma> Console<T, D> {
 
     /// Gives the terminal as many of the bytes as there is room for: how many.
     pub fn write_terminal(&mut self, bytes: &[u8]) -> usize {
-        match self.terminal.as_mut().filter(|terminal| terminal.ready && !self.switched_off) {
+        match self.terminal.as_mut().filter(|terminal| terminal.ready && !self.switched_off && !self.quiesced) {
             Some(terminal) => terminal.write(&mut self.transport, bytes),
             None => 0,
         }
@@ -260,10 +281,10 @@ impl<T: Transport, D: Dma> Console<T, D> {
         self.terminal.as_ref().is_none_or(|terminal| terminal.transmit.is_idle())
     }
 
-    /// Calls `each` with what has arrived at the terminal. A device that lies is reset.
-    pub fn read_terminal(&mut self, each: impl FnMut(u8)) {
-        if let Some(terminal) = self.terminal.as_mut().filter(|_| !self.switched_off)
-            && terminal.read(&mut self.transport, each).is_err()
+    /// Calls `each` with what has arrived at the terminal, at most `room` bytes. A device that lies is reset.
+    pub fn read_terminal(&mut self, room: usize, each: impl FnMut(u8)) {
+        if let Some(terminal) = self.terminal.as_mut().filter(|_| !self.switched_off && !self.quiesced)
+            && terminal.read(&mut self.transport, room, each).is_err()
         {
             self.switch_off();
         }

@@ -6,57 +6,35 @@
 //! from a machine that takes no interrupts any more.
 //!
 //! # Locking
-//! [`CHANNEL`], under which nothing else is taken. A panic that finds it taken does not know what
-//! state the device is in, and uses the console.
+//! [`TEXT`], then the device ([`virtio_console`]). A panic that finds one taken does not know what state
+//! it is in, and uses the console.
 use core::fmt::{self, Write};
 
-use abi::control::{Frame, PORT_NAME};
-use logic::virtio::{
-    VirtioError,
-    console::{Console, WRITE_BYTES},
-};
+use abi::control::Frame;
+use logic::virtio::console::WRITE_BYTES;
 
-use super::{
-    discovery::{DeviceTransport, Found},
-    memory::DmaArea,
-};
+use super::virtio_console::{self, Device};
 use crate::{console, cpu::lock::IrqSpin, time};
 
-/// How long the device may take to tell its ports' names.
-const START_PATIENCE_NS: u64 = 20_000_000;
 /// How long a frame may take; a host that does not read must not hold up the machine.
 const FRAME_PATIENCE_NS: u64 = 10_000_000;
 /// As above, for the last frame.
 const LAST_PATIENCE_NS: u64 = 200_000_000;
 
-static CHANNEL: IrqSpin<Option<Channel>> = IrqSpin::new(None);
+static TEXT: IrqSpin<Text> = IrqSpin::new(Text { bytes: [0; WRITE_BYTES], len: 0 });
 
-struct Channel {
-    device: Console<DeviceTransport, DmaArea>,
-    text: Text,
-}
-
-/// Opens the port, if the device has it.
-pub fn start(found: Found) -> Result<(), VirtioError> {
-    let (transport, _) = found.open()?;
-    let mut device = Console::new(transport, DmaArea::allocate, PORT_NAME)?;
-    let deadline = time::now_ns() + START_PATIENCE_NS;
-    while !device.is_open() {
-        device.work()?;
-        if time::now_ns() >= deadline {
-            device.stop();
-            return Err(VirtioError::Silent);
-        }
-        core::hint::spin_loop();
-    }
-    log::info!("control frames go to the port {PORT_NAME}");
-    *CHANNEL.lock() = Some(Channel { device, text: Text { bytes: [0; WRITE_BYTES], len: 0 } });
-    Ok(())
+struct Channel<'c> {
+    device: &'c mut Device,
+    text: &'c mut Text,
 }
 
 /// Sends a frame.
 pub fn send(frame: Frame<'_>) {
-    let sent = CHANNEL.lock().as_mut().is_some_and(|channel| channel.start(frame, FRAME_PATIENCE_NS));
+    let sent = {
+        let mut text = TEXT.lock();
+        let mut device = virtio_console::device();
+        device.as_mut().is_some_and(|device| Channel { device, text: &mut text }.start(frame, FRAME_PATIENCE_NS))
+    };
     if !sent {
         let _output = console::hold();
         // Writing to the serial port cannot fail.
@@ -70,8 +48,10 @@ pub fn send_last(frame: Frame<'_>) {
     let deadline = time::now_ns() + LAST_PATIENCE_NS;
     let sent = loop {
         // In a panic the holder may have been stopped, or be this CPU.
-        match CHANNEL.try_lock() {
-            Some(mut channel) => break channel.as_mut().is_some_and(|channel| channel.finish(frame)),
+        match TEXT.try_lock().zip(virtio_console::try_device()) {
+            Some((mut text, mut device)) => {
+                break device.as_mut().is_some_and(|device| Channel { device, text: &mut text }.finish(frame));
+            }
             None if crate::panic::in_progress() || time::now_ns() >= deadline => break false,
             None => core::hint::spin_loop(),
         }
@@ -81,9 +61,12 @@ pub fn send_last(frame: Frame<'_>) {
     }
 }
 
-impl Channel {
+impl Channel<'_> {
     /// True: the device has the frame, or will have it.
     fn start(&mut self, frame: Frame<'_>, patience_ns: u64) -> bool {
+        if !self.device.is_open() {
+            return false;
+        }
         // Not waited for: the frame before had its time.
         if self.device.work().is_err() || self.device.is_writing() {
             return false;

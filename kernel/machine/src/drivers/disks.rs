@@ -2,15 +2,15 @@
 use alloc::sync::Arc;
 
 use logic::virtio::VirtioError;
-use rt::block::BlockDevice;
+use rt::block::BlockDevice as _;
 
 use super::{
-    discovery::Found,
-    virtio_blk::{Handle, interrupt},
+    discovery::{DeviceTransport, Found},
+    virtio_blk::{Handle, VirtioDisk, interrupt},
 };
 
 /// Starts the disk. Without an interrupt it is polled, with one line in the log.
-pub fn start(found: Found) -> Result<Arc<dyn BlockDevice>, VirtioError> {
+pub fn start(found: Found) -> Result<Arc<VirtioDisk<DeviceTransport>>, VirtioError> {
     let bus = found.bus();
     let (transport, wire) = found.open()?;
     let handle = Handle::new();
@@ -19,7 +19,7 @@ pub fn start(found: Found) -> Result<Arc<dyn BlockDevice>, VirtioError> {
         log::warn!("a disk on {bus} has no interrupt: it is polled");
     }
     let vector = connected.and_then(|connected| connected.entry);
-    let disk: Arc<dyn BlockDevice> = handle.start(transport, vector, connected.is_some())?;
+    let disk = handle.start(transport, vector, connected.is_some())?;
     log::info!("virtio disk on {bus}: {} sectors", disk.sectors());
     Ok(disk)
 }

@@ -9,6 +9,8 @@ use logic::virtio::{VirtioError, device_type};
 use rt::{block::BlockDevice, net::NetDevice};
 use spin::Once;
 
+use crate::console;
+
 pub mod control;
 pub mod discovery;
 pub mod disks;
@@ -20,10 +22,12 @@ pub mod rtc;
 pub mod serial;
 mod virtio_balloon;
 pub mod virtio_blk;
+pub mod virtio_console;
 mod virtio_net;
 mod virtio_rng;
 
 static DISKS: Once<Vec<Arc<dyn BlockDevice>>> = Once::new();
+static DRIVERS: Once<Vec<Arc<dyn Quiesce>>> = Once::new();
 static NETWORKS: Once<Vec<Arc<dyn NetDevice>>> = Once::new();
 
 /// A device whose driver can stop and go on, for snapshots of the machine.
@@ -43,28 +47,38 @@ pub struct Wanted {
     pub disks: bool,
     /// The entropy device, the control channel, the network and the balloon.
     pub outside_world: bool,
+    /// The console is a virtio terminal.
+    pub terminal: bool,
 }
 
 /// Finds and starts the devices. Once, at boot, when interrupt controllers are set up. One that
 /// cannot be used is left out with one line in the log.
 pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevice], wanted: Wanted) {
-    if !wanted.disks && !wanted.outside_world {
+    if !wanted.disks && !wanted.outside_world && !wanted.terminal {
         return;
     }
+    let mut drivers: Vec<Arc<dyn Quiesce>> = Vec::new();
     let mut found_disks = Vec::new();
     let mut found_networks = Vec::new();
     for found in discovery::find(acpi, announced) {
         let (device_type, bus) = (found.device_type, found.bus());
         let started = match device_type {
-            device_type::BLOCK if wanted.disks && found_disks.len() < virtio_blk::DISK_LIMIT => {
-                disks::start(found).map(|disk| found_disks.push(disk))
+            device_type::BLOCK if wanted.disks && found_disks.len() < virtio_blk::DISK_LIMIT => disks::start(found)
+                .map(|disk| {
+                    found_disks.push(disk.clone() as Arc<dyn BlockDevice>);
+                    drivers.push(disk);
+                }),
+            device_type::CONSOLE if wanted.outside_world || wanted.terminal => {
+                virtio_console::start(found, wanted.terminal).map(|driver| drivers.push(driver))
             }
-            device_type::CONSOLE if wanted.outside_world => control::start(found),
             device_type::ENTROPY if wanted.outside_world => virtio_rng::seed(found),
-            device_type::NETWORK if wanted.outside_world => {
-                virtio_net::start(found).map(|network| found_networks.push(network))
+            device_type::NETWORK if wanted.outside_world => virtio_net::start(found).map(|network| {
+                found_networks.push(network.clone() as Arc<dyn NetDevice>);
+                drivers.push(network);
+            }),
+            device_type::BALLOON if wanted.outside_world => {
+                virtio_balloon::start(found).map(|driver| drivers.push(driver))
             }
-            device_type::BALLOON if wanted.outside_world => virtio_balloon::start(found).map(|_| ()),
             _ => continue,
         };
         match started {
@@ -76,6 +90,33 @@ pub fn start_devices(acpi: &logic::acpi::Acpi, announced: &[abi::boot::MmioDevic
     }
     DISKS.call_once(|| found_disks);
     NETWORKS.call_once(|| found_networks);
+    DRIVERS.call_once(|| drivers);
+    if wanted.terminal {
+        console::give_up_terminal();
+    }
+}
+
+/// Stops all devices, each when it has finished what it was asked: for a snapshot of the machine. What is
+/// asked of them meanwhile waits for [`resume_devices`]. False: one does not stop, and all go on. (The
+/// entropy device was read at boot, and stopped then.)
+pub fn quiesce_devices() -> bool {
+    let drivers = DRIVERS.get().map_or(&[][..], Vec::as_slice);
+    let stopped = drivers.iter().take_while(|driver| driver.quiesce()).count();
+    if stopped < drivers.len() {
+        drivers[..stopped].iter().for_each(resume);
+    }
+    stopped == drivers.len()
+}
+
+/// Lets all devices go on. One that is not the same any more is given up, with one line in the log.
+pub fn resume_devices() {
+    DRIVERS.get().into_iter().flatten().for_each(resume);
+}
+
+fn resume(driver: &Arc<dyn Quiesce>) {
+    if let Err(error) = driver.resume() {
+        log::error!("a device did not come back: {error}");
+    }
 }
 
 fn name(device_type: u32) -> &'static str {

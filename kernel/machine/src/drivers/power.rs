@@ -67,6 +67,7 @@ pub fn exit(code: u8) -> ! {
 /// Ends the machine. `code` reaches the host only through QEMU's debug-exit device.
 pub fn off(code: u32) -> ! {
     interrupts::disable();
+    console::flush();
     // SAFETY: each of these ends the machine, or does nothing where the device is missing; the memory
     // registers are device windows that `set_registers` mapped for good.
     unsafe {

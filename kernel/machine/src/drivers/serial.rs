@@ -31,6 +31,11 @@ fn read_port(port: u16) -> u8 {
     unsafe { Port::new(port).read() }
 }
 
+/// False: a machine without the port, where the bus reads as all ones.
+pub fn is_present() -> bool {
+    read_port(LINE_STATUS) != 0xff
+}
+
 /// 115,200 baud, 8N1, FIFOs on, interrupts off. Input that is there already goes to `early`: switching
 /// the FIFOs on empties them, and a host may send before the guest is up.
 pub fn init(mut early: impl FnMut(u8)) {

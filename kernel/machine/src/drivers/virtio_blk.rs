@@ -25,8 +25,8 @@ use rt::{
 };
 use spin::Once;
 
-use super::memory::DmaArea;
-use crate::cpu::lock::IrqSpin;
+use super::{Quiesce, memory::DmaArea};
+use crate::{cpu::lock::IrqSpin, time};
 
 /// Requests that one call has in flight at most.
 const OWN_LIMIT: usize = 8;
@@ -285,6 +285,38 @@ fn reported(failure: Failure) -> BlockError {
         Failure::OutOfRange => BlockError::OutOfRange,
         Failure::ReadOnly => BlockError::ReadOnly,
         Failure::Io => BlockError::Io,
+    }
+}
+
+/// For requests in flight, on a slow host.
+const QUIESCE_PATIENCE_NS: u64 = 30_000_000_000;
+const QUIESCE_LOOK_NS: u64 = 200_000;
+
+impl<T: Transport + Send> Quiesce for VirtioDisk<T> {
+    fn quiesce(&self) -> bool {
+        self.inner.lock().block.pause();
+        let deadline = time::now_ns() + QUIESCE_PATIENCE_NS;
+        loop {
+            self.take_completions();
+            let mut inner = self.inner.lock();
+            if inner.block.quiesce() {
+                return true;
+            }
+            if inner.block.is_switched_off() || inner.block.in_flight() == 0 || time::now_ns() > deadline {
+                inner.block.go_on();
+                drop(inner);
+                self.full.wake_all();
+                return false;
+            }
+            drop(inner);
+            rt().park(Some(time::now_ns() + QUIESCE_LOOK_NS), ParkMode::Uninterruptible);
+        }
+    }
+
+    fn resume(&self) -> Result<(), VirtioError> {
+        let resumed = self.inner.lock().block.resume();
+        self.full.wake_all();
+        resumed
     }
 }
 

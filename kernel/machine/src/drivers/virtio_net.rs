@@ -13,12 +13,14 @@ use logic::virtio::{
 };
 use rt::{
     net::{NetDevice, NetError},
+    rt,
     sync::WaitQueue,
     task::{ParkMode, Parked},
 };
 use spin::Once;
 
 use super::{
+    Quiesce,
     discovery::{DeviceTransport, Found},
     memory::DmaArea,
 };
@@ -41,7 +43,7 @@ pub struct Nic {
 }
 
 /// Starts the device. Without an interrupt it is polled, with one line in the log.
-pub fn start(found: Found) -> Result<Arc<dyn NetDevice>, VirtioError> {
+pub fn start(found: Found) -> Result<Arc<Nic>, VirtioError> {
     let bus = found.bus();
     let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
     let place = NICS.get(number).ok_or(VirtioError::NoRoom)?;
@@ -77,6 +79,28 @@ impl Nic {
             log::error!("a network device broke the protocol and was switched off");
         }
         result
+    }
+}
+
+/// For frames on their way out.
+const QUIESCE_PATIENCE_NS: u64 = 1_000_000_000;
+
+impl Quiesce for Nic {
+    fn quiesce(&self) -> bool {
+        let deadline = time::now_ns() + QUIESCE_PATIENCE_NS;
+        while !self.with(Network::quiesce) {
+            if time::now_ns() > deadline || self.device.lock().is_switched_off() {
+                return false;
+            }
+            rt().yield_now();
+        }
+        true
+    }
+
+    fn resume(&self) -> Result<(), VirtioError> {
+        let resumed = self.device.lock().resume();
+        self.received.wake_all();
+        resumed
     }
 }
 

@@ -1,19 +1,21 @@
 //! Tests of the disk that the machine was given: a pattern disk, each sector full of its own number
 //! as 64-bit words.
 use alloc::{format, string::String, vec, vec::Vec};
-use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use logic::random::Stream;
 use rt::{
     block::{BlockDevice, BlockError, SECTOR_SIZE},
     page::{PAGE_SIZE, Page},
+    rt,
+    task::ParkMode,
 };
 
 use super::{
     check,
     tasks::{spawn, wait_for},
 };
-use crate::drivers::first_disk;
+use crate::drivers::{first_disk, quiesce_devices, resume_devices};
 
 const SECTORS_PER_PAGE: u64 = (PAGE_SIZE / SECTOR_SIZE) as u64;
 
@@ -207,4 +209,91 @@ pub fn writes() -> Result<(), String> {
         }
     }
     disk.write_pages(8, &buffers).map_err(failed)
+}
+
+/// The devices stop and go on fifty times while tasks read and write, and no request is lost, done twice
+/// or done wrong.
+pub fn quiesce() -> Result<(), String> {
+    const TASKS: usize = 6;
+    const REGION: u64 = 40;
+    const ROUNDS: usize = 50;
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    static TRANSFERS: AtomicUsize = AtomicUsize::new(0);
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static FAILED: spin::Mutex<Option<String>> = spin::Mutex::new(None);
+    /// Writes a region of its own with ever new bytes and reads it again, and at last puts back what was
+    /// there. A disk that cannot be written is read.
+    fn work(seed: usize) -> Result<(), String> {
+        let disk = first_disk().ok_or("no pattern disk")?;
+        let mut random = Stream::new(seed as u64);
+        let first = (8 + seed as u64 * REGION) * SECTORS_PER_PAGE;
+        let failed = |error| format!("{error:?}");
+        let (before, buffers, back) = (pages(REGION as usize)?, pages(REGION as usize)?, pages(REGION as usize)?);
+        disk.read_pages(first, &before).map_err(failed)?;
+        let mut round = 0u8;
+        while !STOP.load(SeqCst) {
+            let count = 1 + random.below(REGION) as usize;
+            round = round.wrapping_add(1);
+            for page in &buffers[..count] {
+                page.write(0, &[round ^ seed as u8; PAGE_SIZE]);
+            }
+            match disk.write_pages(first, &buffers[..count]) {
+                Err(BlockError::ReadOnly) => read_run(&*disk, &mut random)?,
+                Err(error) => return Err(failed(error)),
+                Ok(()) => {
+                    disk.read_pages(first, &back[..count]).map_err(failed)?;
+                    for page in &back[..count] {
+                        let mut bytes = [0; PAGE_SIZE];
+                        page.read(0, &mut bytes);
+                        check(bytes == [round ^ seed as u8; PAGE_SIZE], "other bytes than were written")?;
+                    }
+                }
+            }
+            TRANSFERS.fetch_add(1, SeqCst);
+        }
+        match disk.write_pages(first, &before) {
+            Err(BlockError::ReadOnly) => Ok(()),
+            other => other.map_err(failed),
+        }
+    }
+    fn worker(seed: usize) {
+        if let Err(error) = work(seed) {
+            *FAILED.lock() = Some(error);
+        }
+        DONE.fetch_add(1, SeqCst);
+    }
+    let disk = first_disk().ok_or("no pattern disk")?;
+    check(disk.sectors() >= (8 + TASKS as u64 * REGION) * SECTORS_PER_PAGE, "the pattern disk is too small")?;
+    STOP.store(false, SeqCst);
+    DONE.store(0, SeqCst);
+    for seed in 0..TASKS {
+        spawn(worker, seed, u64::MAX, 0);
+    }
+    let pause = |ns| rt().park(Some(rt().now_ns() + ns), ParkMode::Uninterruptible);
+    let mut result = Ok(());
+    for round in 0..ROUNDS {
+        let before = TRANSFERS.load(SeqCst);
+        wait_for(|| TRANSFERS.load(SeqCst) > before + 2 || FAILED.lock().is_some())?;
+        if !quiesce_devices() {
+            result = Err(format!("round {round}: a device does not stop"));
+            break;
+        }
+        // Whoever had a result only had to take it.
+        pause(300_000);
+        let stopped = TRANSFERS.load(SeqCst);
+        pause(300_000);
+        if TRANSFERS.load(SeqCst) > stopped + TASKS {
+            result = Err(format!("round {round}: the disk works although it is stopped"));
+        }
+        resume_devices();
+    }
+    STOP.store(true, SeqCst);
+    wait_for(|| DONE.load(SeqCst) == TASKS)?;
+    if let Some(error) = FAILED.lock().take() {
+        return Err(error);
+    }
+    result?;
+    let all = pages(8 + TASKS * REGION as usize)?;
+    disk.read_pages(0, &all).map_err(|error| format!("{error:?}"))?;
+    check(wrong_sector(0, &all).is_none(), "the pattern is not as it was")
 }

@@ -72,8 +72,12 @@ const TESTS: &[Test] = &[
 ];
 
 /// These need the pattern disk of [`disks`]; `all` runs them when there is one.
-const DISK_TESTS: &[Test] =
-    &[("disk-reads", disks::reads), ("disk-writes", disks::writes), ("disk-mixed", disks::mixed)];
+const DISK_TESTS: &[Test] = &[
+    ("disk-reads", disks::reads),
+    ("disk-writes", disks::writes),
+    ("disk-mixed", disks::mixed),
+    ("disk-quiesce", disks::quiesce),
+];
 
 /// Needs QEMU's user network; by name only.
 const NETWORK_TEST: Test = ("net-arp", net::arp);

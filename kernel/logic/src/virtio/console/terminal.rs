@@ -95,13 +95,22 @@ impl<D: Dma> Terminal<D> {
         sent
     }
 
-    pub fn read(&mut self, transport: &mut impl Transport, mut each: impl FnMut(u8)) -> Result<(), VirtioError> {
+    /// Calls `each` with what has arrived, buffer by buffer, as long as there is room for one.
+    pub fn read(
+        &mut self,
+        transport: &mut impl Transport,
+        mut room: usize,
+        mut each: impl FnMut(u8),
+    ) -> Result<(), VirtioError> {
         let mut offered = false;
-        while let Some((head, written)) = self.receive.pop()? {
+        while room >= BUFFER_LEN
+            && let Some((head, written)) = self.receive.pop()?
+        {
             let buffer = self.buffer_of[usize::from(head)];
             let len = usize::try_from(written).ok().filter(|len| *len <= BUFFER_LEN).ok_or(VirtioError::Lied)?;
             let at = usize::from(buffer) * BUFFER_LEN;
             (at..at + len).for_each(|at| each(self.incoming.load8(at)));
+            room -= len;
             self.offer(buffer)?;
             offered = true;
         }

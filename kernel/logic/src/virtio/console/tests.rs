@@ -196,7 +196,9 @@ fn a_terminal_takes_bytes_and_gives_them() {
                 host.device.answer(TERMINAL_IN, u32::from(head), 5);
             }
             let mut got = Vec::new();
-            console.read_terminal(|byte| got.push(byte));
+            console.read_terminal(127, |byte| got.push(byte));
+            assert!(got.is_empty(), "no room for a whole buffer");
+            console.read_terminal(4096, |byte| got.push(byte));
             assert!(!got.is_empty() && got.iter().all(|byte| *byte == round));
         }
     }
@@ -208,7 +210,7 @@ fn a_terminal_that_lies_is_switched_off() {
         let (mut console, host) = terminal(false);
         host.device.answer(queue, id, written);
         let mut got = Vec::new();
-        console.read_terminal(|byte| got.push(byte));
+        console.read_terminal(4096, |byte| got.push(byte));
         assert!(got.is_empty());
         assert_eq!(console.work(), Err(VirtioError::Lied));
         assert!(!console.has_terminal() && console.write_terminal(b"x") == 0 && host.device.status() == 0);

@@ -1,0 +1,96 @@
+//! Devices from outside: drivers that stop and go on, disks behind bridges, and a machine whose console
+//! is a virtio terminal.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use abi::{BootConfig, ConsoleDevice, ConsoleInput};
+use vmm::{ImageAs, Machine, MachineType, Outcome, Stdin};
+
+use crate::{
+    guest::{self, IMAGES, KERNEL},
+    kernel, pressure,
+    suite::{Slice, Suite, Verdict},
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Of the disk that the kernel's tests know: each is full of its own number.
+const SECTORS: u64 = 8192;
+
+pub fn add(suite: &mut Suite) {
+    for (slice, machine_type, device) in [
+        (Slice::Quick, MachineType::Q35, "virtio-blk-pci,disable-legacy=on,drive=pattern"),
+        (Slice::Default, MachineType::Pc, "virtio-blk-pci,drive=pattern"),
+        (Slice::Default, MachineType::Microvm, "virtio-blk-device,drive=pattern"),
+        (Slice::Default, MachineType::MicrovmPcie, "virtio-blk-pci,disable-legacy=on,drive=pattern"),
+    ] {
+        for test in ["disk-reads", "disk-writes", "disk-quiesce"] {
+            let name = format!("devices/{machine_type:?}/{test}").to_lowercase();
+            suite.add(slice, name, move || verdict(disk_test(machine_type, test, &["-device", device], None)));
+        }
+    }
+    for machine_type in [MachineType::Q35, MachineType::Microvm, MachineType::MicrovmPcie] {
+        let name = format!("devices/{machine_type:?}/terminal").to_lowercase();
+        suite.add(Slice::Default, name, move || verdict(terminal(machine_type)));
+        let name = format!("devices/{machine_type:?}/panic-on-the-terminal").to_lowercase();
+        suite.add(Slice::Default, name, move || verdict(panics_on_the_terminal(machine_type)));
+    }
+}
+
+fn verdict(result: Result<Verdict, String>) -> Verdict {
+    result.unwrap_or_else(Verdict::Failed)
+}
+
+/// A kernel test of the disk, with the arguments that connect the drive called `pattern`.
+fn disk_test(machine_type: MachineType, test: &str, devices: &[&str], bios: Option<&str>) -> Result<Verdict, String> {
+    let disk = pattern_disk(&format!("{machine_type:?}").to_lowercase())?;
+    let drive = format!("if=none,id=pattern,format=raw,cache=unsafe,file={}", disk.display());
+    let arguments = ["-drive", &drive].into_iter().chain(devices.iter().copied());
+    let boot = BootConfig { test: Some(test.into()), ..BootConfig::default() };
+    Ok(kernel::check(&Machine {
+        machine_type,
+        cpus: 2,
+        bios: bios.map(PathBuf::from),
+        time_limit: Some(LIMIT),
+        extra_arguments: arguments.map(str::to_owned).collect(),
+        ..Machine::new(KERNEL, boot)
+    }))
+}
+
+fn pattern_disk(name: &str) -> Result<PathBuf, String> {
+    guest::image_folder()?;
+    let path = Path::new(IMAGES).join(format!("pattern-{name}.disk"));
+    let bytes: Vec<u8> = (0..SECTORS).flat_map(|sector| sector.to_le_bytes().repeat(64)).collect();
+    fs::write(&path, bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(path)
+}
+
+/// A program reads and writes its console, where there is no serial port.
+fn terminal(machine_type: MachineType) -> Result<Verdict, String> {
+    let program = guest::compiled("echo-lines")?;
+    let mut machine = guest::machine("/program", LIMIT.as_secs());
+    machine.boot.stdin = ConsoleInput::Pipe;
+    let image = guest::image(pressure::image_of(&program)?, ImageAs::Disk);
+    // More than the device takes at once, both ways, and less than the line discipline keeps.
+    let input: String = (0..300).map(|line| format!("line {line}\n")).collect();
+    let stdin = Stdin::Bytes(input.clone().into());
+    let run = guest::run(&Machine { machine_type, cpus: 2, terminal: true, image, stdin, ..machine })?;
+    Ok(run.expect(input.as_bytes(), 0))
+}
+
+/// A panic reaches it, too.
+fn panics_on_the_terminal(machine_type: MachineType) -> Result<Verdict, String> {
+    let console = Some(ConsoleDevice::Virtio);
+    let boot = BootConfig { test: Some("fatal-panic".into()), console, ..BootConfig::default() };
+    let machine = Machine::new(KERNEL, boot);
+    let run = guest::run(&Machine { machine_type, cpus: 2, terminal: true, time_limit: Some(LIMIT), ..machine })?;
+    let text = String::from_utf8_lossy(&run.output).into_owned();
+    let is_there = text.contains("asked for") && text.contains("machine::selftest::fatal::run");
+    Ok(match run.report.outcome {
+        Outcome::Panicked { .. } if is_there => Verdict::Passed,
+        ref outcome => run.fail(format!("ended as {outcome:?}, expected a panic with its backtrace")),
+    })
+}
