@@ -115,6 +115,17 @@ impl<'a> Buddy<'a> {
         Some(self.base + index as u64)
     }
 
+    /// Takes a whole block of at most `most` order, to be given out frame by frame: the smallest there is,
+    /// so that large blocks stay whole, else a part of a larger one. Its first frame and its order.
+    pub fn alloc_for_pieces(&mut self, most: usize) -> Option<(u64, usize)> {
+        let order = (0..=most).find(|&order| self.heads[0][order] != 0).unwrap_or(most);
+        match self.alloc(order) {
+            Some(frame) => Some((frame, order)),
+            // What is left lies in smaller blocks that the host has not got.
+            None => (0..order).rev().find_map(|order| Some((self.alloc(order)?, order))),
+        }
+    }
+
     /// Takes a block back that [`Buddy::alloc`] gave, whole or in aligned parts. Panics if the
     /// block is misaligned, not managed, or (as far as that is cheap to see) free already.
     pub fn free(&mut self, frame: u64, order: usize) {
@@ -335,6 +346,21 @@ mod tests {
         }
         let fresh = buddy.alloc(0).unwrap();
         assert!(!(first..second + 1024).contains(&fresh));
+    }
+
+    #[test]
+    fn pieces_come_from_the_smallest_block_first() {
+        let mut links = vec![FrameLink::default(); 64];
+        let mut buddy = Buddy::new(0, &mut links);
+        buddy.add_range(1, 63);
+        // Used once, so that the host has got them.
+        let whole: Vec<_> = core::iter::from_fn(|| buddy.alloc(0)).collect();
+        whole.into_iter().for_each(|frame| buddy.free(frame, 0));
+        let orders: Vec<_> = core::iter::from_fn(|| buddy.alloc_for_pieces(4)).collect();
+        assert_eq!(orders, [(1, 0), (2, 1), (4, 2), (8, 3), (16, 4), (32, 4), (48, 4)]);
+        assert_eq!(buddy.free_frames(), 0);
+        (1..64).for_each(|frame| buddy.free(frame, 0));
+        assert_eq!(buddy.alloc(5), Some(32));
     }
 
     #[test]

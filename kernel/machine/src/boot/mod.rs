@@ -148,9 +148,7 @@ fn map_memory(pvh: &pvh::Pvh) {
     let reserved: Vec<(u64, u64)> = pvh.module.into_iter().collect();
     frames::init(&pvh.ram, &reserved);
     if let Some((start, end)) = pvh.module {
-        for frame in (start & !(paging::PAGE - 1)..end).step_by(paging::PAGE as usize) {
-            frames::adopt(frame);
-        }
+        frames::adopt(start..end);
     }
 }
 

@@ -10,6 +10,7 @@
 use core::{
     arch::asm,
     cell::UnsafeCell,
+    ops::Range,
     ptr,
     sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
@@ -57,9 +58,9 @@ enum Kind {
     File,
 }
 const KINDS: usize = 3;
-/// Of a block of their own: [`CACHE_REFILL`] frames.
+/// Of such a block: [`CACHE_REFILL`] frames.
 const BLOCK_ORDER: usize = 5;
-const _: () = assert!(1 << BLOCK_ORDER == CACHE_REFILL);
+const _: () = assert!(1 << BLOCK_ORDER == CACHE_REFILL && CACHE >= 2 * CACHE_REFILL);
 
 struct Caches(UnsafeCell<[[Cache; KINDS]; MAX_CPUS]>);
 // SAFETY: each CPU touches its own entry only, with interrupts off.
@@ -209,18 +210,16 @@ fn take_any(reserve: u64, kind: Kind) -> Result<u64, OutOfFrames> {
             if buddy.free_frames() <= reserve {
                 return Err(OutOfFrames);
             }
-            if kind != Kind::Application
-                && let Some(first) = buddy.alloc(BLOCK_ORDER)
-            {
-                // The lowest is given out first.
-                let numbers = (first..first + CACHE_REFILL as u64).rev();
-                cache.frames.iter_mut().zip(numbers).for_each(|(place, number)| *place = number * PAGE);
-                cache.count = CACHE_REFILL;
-            }
             while cache.count < CACHE_REFILL {
-                let Some(number) = buddy.alloc(0) else { break };
-                cache.frames[cache.count] = number * PAGE;
-                cache.count += 1;
+                let block = match kind {
+                    Kind::Application => buddy.alloc_for_pieces(BLOCK_ORDER),
+                    Kind::Kernel | Kind::File => buddy.alloc(BLOCK_ORDER).map(|first| (first, BLOCK_ORDER)),
+                };
+                let Some((first, order)) = block.or_else(|| buddy.alloc_for_pieces(BLOCK_ORDER)) else { break };
+                // The lowest is given out first.
+                let numbers = (first..first + (1 << order)).rev();
+                cache.frames[cache.count..].iter_mut().zip(numbers).for_each(|(place, number)| *place = number * PAGE);
+                cache.count += 1 << order;
             }
         }
         if cache.count == 0 {
@@ -384,10 +383,20 @@ impl Drop for HugePage {
     }
 }
 
-/// A frame that is not the allocator's, such as a boot module's, gets a count of its own that never
-/// reaches 0.
-pub fn adopt(frame: u64) {
-    if let Some(record) = record(frame) {
+/// Frames that are not the allocator's, a boot module's: each gets a count of its own that never reaches 0.
+pub fn adopt(frames: Range<u64>) {
+    let first = FIRST_FRAME.load(Ordering::Relaxed);
+    let end = first + FRAME_COUNT.load(Ordering::Relaxed);
+    let numbers = (frames.start / PAGE).max(first)..frames.end.div_ceil(PAGE).min(end);
+    if numbers.is_empty() {
+        return;
+    }
+    // SAFETY: the array has a record for each frame in this range, and lives for ever.
+    let records = unsafe {
+        let start = RECORDS.load(Ordering::Acquire).add((numbers.start - first) as usize);
+        core::slice::from_raw_parts(start, (numbers.end - numbers.start) as usize)
+    };
+    for record in records {
         record.references.store(ADOPTED, Ordering::Relaxed);
     }
 }
