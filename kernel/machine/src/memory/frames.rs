@@ -452,6 +452,14 @@ pub fn zero(frame: u64) {
     }
 }
 
+/// True if the frame holds zeros only. An application may be writing it: then the answer is a guess.
+pub fn is_zero(frame: u64) -> bool {
+    let words = direct(frame) as *const u64;
+    // SAFETY: within the frame, which is direct-mapped and the caller's or kept by the space's lock; volatile,
+    // since an application may write it meanwhile.
+    (0..PAGE_SIZE / 8).all(|at| unsafe { words.add(at).read_volatile() } == 0)
+}
+
 #[inline(never)]
 pub fn copy(from: u64, to: u64) {
     // SAFETY: two frames the caller has references to, direct-mapped, distinct. `from` may be written

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use rt::sync::Mutex;
 use spin::Once;
 
-use super::{balloon, frames, heap};
+use super::{balloon, frames, heap, space};
 
 /// Pages asked of the caches at a time.
 const PAGES: usize = 64;
@@ -52,7 +52,7 @@ pub fn reclaim_caches() -> bool {
 fn ask_caches() -> bool {
     let (_, free_before) = frames::totals();
     heap::shrink();
-    let mut freed = 0;
+    let mut freed = space::give_back_unused(PAGES);
     for reclaimer in RECLAIMERS.iter().filter_map(Once::get) {
         freed += reclaimer(PAGES);
     }

@@ -38,6 +38,8 @@ mod entries;
 mod huge;
 mod reverse;
 
+pub use huge::give_back_unused;
+
 use entries::{PRIVATE, Use};
 
 /// Kept free of mappings that did not ask for an address: HotSpot wants its heap below 4 or 32 GiB.

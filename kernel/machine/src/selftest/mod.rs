@@ -59,6 +59,7 @@ const TESTS: &[Test] = &[
     ("dirty-tracking", reverse::dirty_tracking),
     ("truncation-below-mappings", reverse::truncation),
     ("huge-pages", pressure::huge_pages),
+    ("huge-pages-unused", pressure::huge_pages_unused),
     ("huge-pages-shared", pressure::huge_pages_shared),
     ("zeroed-ahead", pressure::zeroed_ahead),
     ("null-syscall", application::null_syscall),

@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     cpu::percpu,
-    memory::{frames, reclaim, space::SPACE},
+    memory::{
+        frames, reclaim,
+        space::{self, SPACE},
+    },
 };
 
 const OWNER: ProgramId = ProgramId(81);
@@ -312,6 +315,28 @@ pub fn huge_pages() -> Result<(), String> {
     check(lost < MIB + MIB / 2, &format!("{lost} bytes of frames lost"))
 }
 
+/// With memory short, what nobody used of a huge page comes back, and nothing else.
+pub fn huge_pages_unused() -> Result<(), String> {
+    let start = huge_mapping()?;
+    number_pages(start, 10)?;
+    number_pages(start + HUGE, 512)?;
+    let whole = resident();
+    // A small machine has no huge page left after the other tests; then there is nothing unused.
+    let unused = if whole == 2 * HUGE { (HUGE - 9 * PAGE) / PAGE } else { 0 };
+    let (_, before) = frames::totals();
+    let freed = (0..4).map(|_| space::give_back_unused(1024) as u64).sum::<u64>();
+    // The first page's number is 0: it is unused as well.
+    check(freed == unused, &format!("{freed} pages came back, not {unused}"))?;
+    check(resident() == whole - freed * PAGE, "the footprint does not show it")?;
+    check(frames::totals().1 + MIB > before + freed * PAGE, "the frames are not free")?;
+    numbered(start, 9, 9)?;
+    numbered(start + HUGE, 511, 511)?;
+    rt().user().write(start + 11 * PAGE, b"x").map_err(|_| "an unused page is not there any more")?;
+    numbered(start + 12 * PAGE, 0, 0)?;
+    SPACE.release(OWNER);
+    check(resident() == 0, "pages left after release")
+}
+
 /// One CPU splits and drops huge pages while the others write them.
 pub fn huge_pages_shared() -> Result<(), String> {
     static START: AtomicU64 = AtomicU64::new(0);
@@ -342,10 +367,14 @@ pub fn huge_pages_shared() -> Result<(), String> {
         spawn(write_own, seed, u64::MAX, 0);
     }
     for round in 0..100 {
-        let huge = start + round % 4 * HUGE;
+        let huge = start + round % 2 * HUGE;
         shown(SPACE.protect(OWNER, huge, HUGE / 2, Prot::READ))?;
         shown(SPACE.discard(OWNER, huge, HUGE - PAGE))?;
         shown(SPACE.protect(OWNER, huge, HUGE / 2, Prot::READ | Prot::WRITE))?;
+        if round > 1 {
+            // The other two are still whole, and all but their last pages unused.
+            space::give_back_unused(1);
+        }
         rt().yield_now();
     }
     STOP.store(1, SeqCst);

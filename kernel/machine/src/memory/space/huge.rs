@@ -6,7 +6,8 @@
 //! ([`frames::HugePage`]), and the entry goes back to that table in the end.
 //!
 //! # Locking
-//! Every function but [`take`](frames::take_huge) and [`present_bytes`] needs the space's lock.
+//! Every function but [`take`](frames::take_huge), [`present_bytes`] and [`give_back_unused`] needs the space's
+//! lock.
 //!
 //! # Invariants
 //! A huge page's entry is present and [`PRIVATE`]; without access rights there are small pages only.
@@ -18,7 +19,7 @@ use logic::vma::{Vma, VmaFlags, VmaTree};
 use rt::space::{ProgramId, SpaceError};
 
 use super::{
-    Source,
+    SPACE, Source,
     entries::{self, PRIVATE},
 };
 use crate::memory::{
@@ -118,15 +119,26 @@ pub fn release(start: u64, entry: *mut u64) {
 /// Makes small pages of it. The result is the small entry of `address`.
 pub fn split(address: u64, entry: *mut u64) -> *mut u64 {
     let start = address & !(LARGE_PAGE - 1);
+    let first = make_small(start, entry, |_| true);
+    first.wrapping_add(((address - start) / PAGE) as usize)
+}
+
+/// Makes small pages of those frames that `keep` wants, and frees the others. No CPU can write them when
+/// it is asked. The result is the first entry.
+fn make_small(start: u64, entry: *mut u64, mut keep: impl FnMut(u64) -> bool) -> *mut u64 {
     let rights = entries::read(entry) & !(ADDRESS_MASK | LARGE);
     let page = take_out(start, entry);
     let table = page.table();
     let first = paging::entries_of(table);
     for (at, frame) in page.into_small().enumerate() {
-        entries::write(first.wrapping_add(at), frame | rights);
+        if keep(frame) {
+            entries::write(first.wrapping_add(at), frame | rights);
+        } else {
+            frames::unreference(frame);
+        }
     }
     entries::write(entry, table | PRESENT | WRITABLE);
-    first.wrapping_add(((address - start) / PAGE) as usize)
+    first
 }
 
 /// Splits all huge pages that overlap the range.
@@ -146,4 +158,73 @@ fn take_out(start: u64, entry: *mut u64) -> frames::HugePage {
         tlb::shoot_down(start, start + LARGE_PAGE);
     }
     frames::HugePage::from_frame(value & ADDRESS_MASK)
+}
+
+/// Where the hand is that looks for unused pages. Moves under the space's lock.
+static HAND: AtomicU64 = AtomicU64::new(0);
+/// Huge pages looked at in one call, one in a hold of the lock.
+const LOOKED_AT: usize = 16;
+/// A huge page is split if at least so many of its pages are unused.
+const WORTH_IT: usize = 64;
+/// Bytes searched for the next huge page.
+const STRETCH: u64 = 1 << 30;
+
+/// Frees the parts of huge pages that no program has used, `wanted` pages if that many are soon found:
+/// memory is short, and small pages would not have taken them. A page of zeros counts as unused, since
+/// the next touch finds zeros again. Takes the space's lock.
+pub fn give_back_unused(wanted: usize) -> usize {
+    let mut freed = 0;
+    for _ in 0..LOOKED_AT {
+        if freed >= wanted || PRESENT_PAGES.load(Ordering::Relaxed) == 0 {
+            break;
+        }
+        let tree = SPACE.vmas.lock();
+        match next_huge(&tree, HAND.load(Ordering::Relaxed)) {
+            Some((start, entry)) => {
+                HAND.store(start + LARGE_PAGE, Ordering::Relaxed);
+                freed += drop_unused(start, entry);
+            }
+            // From the beginning again.
+            None => HAND.store(0, Ordering::Relaxed),
+        }
+    }
+    freed
+}
+
+/// The first huge page from `from` on: its address and entry.
+fn next_huge(tree: &VmaTree<Source>, from: u64) -> Option<(u64, *mut u64)> {
+    let mut at = from;
+    let mut found = None;
+    while let Some(vma) = tree.find_first_from(at) {
+        let start = at.max(vma.start);
+        at = vma.end;
+        if matches!(vma.backing, Source::Anonymous) {
+            at = vma.end.min(start.saturating_add(STRETCH));
+            paging::for_each_piece(start, at, |piece, _, leaf| {
+                if let Leaf::Large(entry) = leaf {
+                    found.get_or_insert((piece & !(LARGE_PAGE - 1), entry));
+                }
+            });
+        }
+        if found.is_some() {
+            break;
+        }
+    }
+    found
+}
+
+fn drop_unused(start: u64, entry: *mut u64) -> usize {
+    let first_frame = entries::read(entry) & ADDRESS_MASK;
+    let unused = (0..ENTRIES as u64).filter(|at| frames::is_zero(first_frame + at * PAGE)).count();
+    if unused < WORTH_IT {
+        return 0;
+    }
+    // It was a guess so far: a program may have been writing.
+    let mut freed = 0;
+    make_small(start, entry, |frame| {
+        let keep = !frames::is_zero(frame);
+        freed += usize::from(!keep);
+        keep
+    });
+    freed
 }
