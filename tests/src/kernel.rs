@@ -18,6 +18,7 @@ pub fn add(suite: &mut Suite) {
     add_fatal(suite);
     add_all(suite);
     add_timing(suite);
+    add_clock(suite);
 }
 
 /// Every test on every machine, with a disk.
@@ -67,6 +68,15 @@ fn add_timing(suite: &mut Suite) {
             check(&Machine { machine_type, cpus, one_thread: true, boot, extra_arguments, ..named("timing") })
         });
     }
+}
+
+/// A CPU that does not say that it is virtual, so that nobody knows the APIC timer's rate: both clocks are
+/// measured against the ACPI timer, and the counter again later.
+fn add_clock(suite: &mut Suite) {
+    suite.add(Slice::Default, "kernel/clock-by-acpi-timer", || {
+        let cpu_model = Some("qemu64,-cx16,-hypervisor".to_owned());
+        check(&Machine { machine_type: MachineType::Q35, cpus: 2, cpu_model, ..named("clock-remembers") })
+    });
 }
 
 /// A machine that runs the kernel tests of this name.

@@ -181,7 +181,7 @@ impl Sample {
 /// A first measurement. None: the clock does not run.
 pub fn measure(reference: &impl Reference) -> Option<(u64, Sample)> {
     // A reading of a dead register costs a few ticks of the counter at least.
-    const PATIENCE: u32 = 1_000_000;
+    const PATIENCE: u32 = 100_000;
     let wanted = CALIBRATION_NS * reference.hz() / NS_PER_S;
     let from = Sample::take(reference);
     for _ in 0..PATIENCE {

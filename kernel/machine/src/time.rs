@@ -228,11 +228,13 @@ pub fn set_reference(timer: Option<PmTimer>) {
     let mut from = None;
     if APIC_IS_GUESSED.load(Ordering::Relaxed) {
         let Some((hz, sample)) = clock::measure(&timer) else { return };
+        log::info!("time stamp counter at {} kHz (by the ACPI timer)", hz / 1000);
         change_rate(hz);
         from = Some(sample);
         if !apic::has_tsc_deadline() {
             apic::arm_after(u32::MAX);
             if let Some((hz, _)) = clock::measure(&ApicByPmTimer(timer)) {
+                log::info!("APIC timer at {} kHz", hz / 1000);
                 set_apic_rate(hz);
             }
             apic::arm_after(0);

@@ -21,6 +21,9 @@ pub const TRAMPOLINE: u64 = 0x8000;
 pub const IDENTITY_END: u64 = 0x10_0000;
 const PANIC_STACK_BYTES: usize = 32768;
 const INIT_WAIT_NS: u64 = 200_000;
+/// A processor that has not seen the first start-up interrupt by then gets a second (SDM 9.4.4.1); one
+/// that runs ignores it.
+const AGAIN_NS: u64 = 10_000_000;
 /// QEMU's TCG may need this long on a busy host.
 const START_WAIT_NS: u64 = 2_000_000_000;
 
@@ -107,11 +110,18 @@ fn start_one(apic_id: u32, index: u32) -> bool {
     let before = percpu::online_count();
     interrupts::without_interrupts(|| apic::send_init(apic_id));
     time::spin_ns(INIT_WAIT_NS);
-    interrupts::without_interrupts(|| apic::send_startup(apic_id, (TRAMPOLINE >> 12) as u8));
-    let deadline = time::now_ns() + START_WAIT_NS;
+    let send = || interrupts::without_interrupts(|| apic::send_startup(apic_id, (TRAMPOLINE >> 12) as u8));
+    send();
+    let sent_ns = time::now_ns();
+    let mut again = false;
     while percpu::online_count() == before {
-        if time::now_ns() > deadline {
+        let waited_ns = time::now_ns() - sent_ns;
+        if waited_ns > START_WAIT_NS {
             return false;
+        }
+        if waited_ns > AGAIN_NS && !again {
+            again = true;
+            send();
         }
         core::hint::spin_loop();
     }
