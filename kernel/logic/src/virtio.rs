@@ -15,6 +15,8 @@ pub mod console;
 pub mod entropy;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod lies;
 pub mod mmio;
 pub mod net;
 pub mod pci;

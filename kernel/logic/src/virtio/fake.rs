@@ -239,6 +239,17 @@ impl Device {
         heads
     }
 
+    pub fn is_set_up(&self, queue: u16) -> bool {
+        self.state.borrow().rings.get(usize::from(queue)).is_some_and(|ring| ring.addresses.is_some())
+    }
+
+    /// Claims to have used so many chains more, whatever stands in the ring.
+    pub fn jump(&self, queue: u16, by: u16) {
+        let ring = &mut self.state.borrow_mut().rings[usize::from(queue)];
+        ring.used = ring.used.wrapping_add(by);
+        self.ram.put(ring.addresses.unwrap().used + 2, &ring.used.to_le_bytes());
+    }
+
     /// Says that the chain `id` is done.
     pub fn answer(&self, queue: u16, id: u32, written: u32) {
         let ring = &mut self.state.borrow_mut().rings[usize::from(queue)];
