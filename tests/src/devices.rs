@@ -32,11 +32,40 @@ pub fn add(suite: &mut Suite) {
             suite.add(slice, name, move || verdict(disk_test(machine_type, test, &["-device", device], None)));
         }
     }
+    add_bridges(suite);
     for machine_type in [MachineType::Q35, MachineType::Microvm, MachineType::MicrovmPcie] {
         let name = format!("devices/{machine_type:?}/terminal").to_lowercase();
         suite.add(Slice::Default, name, move || verdict(terminal(machine_type)));
         let name = format!("devices/{machine_type:?}/panic-on-the-terminal").to_lowercase();
         suite.add(Slice::Default, name, move || verdict(panics_on_the_terminal(machine_type)));
+    }
+}
+
+/// A disk behind two bridges.
+const BEHIND_PCIE: [&str; 6] = [
+    "-device",
+    "pcie-root-port,id=port,chassis=1",
+    "-device",
+    "pcie-pci-bridge,id=bridge,bus=port",
+    "-device",
+    "virtio-blk-pci,disable-legacy=on,bus=bridge,addr=3,drive=pattern",
+];
+const BEHIND_PCI: [&str; 6] = [
+    "-device",
+    "pci-bridge,id=outer,chassis_nr=1",
+    "-device",
+    "pci-bridge,id=inner,chassis_nr=2,bus=outer,addr=2",
+    "-device",
+    "virtio-blk-pci,disable-legacy=on,bus=inner,addr=3,drive=pattern",
+];
+
+fn add_bridges(suite: &mut Suite) {
+    for (slice, machine_type, firmware, bios, devices) in [
+        (Slice::Default, MachineType::Q35, "seabios", None, BEHIND_PCIE),
+        (Slice::Default, MachineType::Pc, "seabios", None, BEHIND_PCI),
+    ] {
+        let name = format!("devices/{machine_type:?}/{firmware}/behind-bridges").to_lowercase();
+        suite.add(slice, name, move || verdict(disk_test(machine_type, "disk-reads", &devices, bios)));
     }
 }
 
