@@ -44,11 +44,11 @@ pub fn add(suite: &mut Suite) {
 /// A disk behind two bridges.
 const BEHIND_PCIE: [&str; 6] = [
     "-device",
-    "pcie-root-port,id=port,chassis=1",
+    "pcie-root-port,id=outer,chassis=1",
     "-device",
-    "pcie-pci-bridge,id=bridge,bus=port",
+    "pcie-pci-bridge,id=inner,bus=outer",
     "-device",
-    "virtio-blk-pci,disable-legacy=on,bus=bridge,addr=3,drive=pattern",
+    "virtio-blk-pci,disable-legacy=on,bus=inner,addr=3,drive=pattern",
 ];
 const BEHIND_PCI: [&str; 6] = [
     "-device",
