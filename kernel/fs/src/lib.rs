@@ -7,10 +7,10 @@
 //!
 //! # Locking
 //! From outer to inner; a task takes a lock only while it holds none of the later ones:
-//! 1. an open file's position (sleeping);
+//! 1. an open file's position (sleeping), then the mount table (sleeping);
 //! 2. a file system's rename lock, then directory locks (sleeping; parent before child);
 //! 3. a regular file's write lock (sleeping), a pipe's lock (sleeping);
-//! 4. the spin locks: dentry children, mount list, page-cache slots, the cache registry. These are
+//! 4. the spin locks: dentry children, page-cache slots, the cache registry. These are
 //!    leaves: no two at once, and no I/O, allocation of pages or copy to application memory.
 //!
 //! No lock of any kind is held over device reads but a file's write lock (a partial write of a page

@@ -5,7 +5,7 @@ use core::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-pub use crate::sleep_lock::{Mutex, MutexGuard};
+pub use crate::sleep_lock::{Mutex, MutexGuard, ReadGuard, RwLock, WriteGuard};
 use crate::{
     link,
     task::{ParkMode, Parked, TaskRef},

@@ -4,7 +4,8 @@
 //! mount and the mount hangs on the dentry that it covers.
 //!
 //! # Locking
-//! The table's spin lock is a leaf.
+//! The table's sleeping lock is held for writing over a whole mount and unmount, so that neither changes what
+//! the other has checked; for reading over a look at all of it.
 use alloc::{
     string::{String, ToString},
     sync::Arc,
@@ -12,7 +13,7 @@ use alloc::{
 };
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use rt::sync::{Mutex, SpinLock};
+use rt::sync::{Mutex, RwLock, SpinLock};
 
 use super::{dentry::Dentry, location::Location};
 use crate::{
@@ -109,7 +110,7 @@ impl Mount {
 /// The tree of mounts.
 pub struct Vfs {
     root: Location,
-    mounts: SpinLock<Vec<Arc<Mount>>>,
+    mounts: RwLock<Vec<Arc<Mount>>>,
 }
 
 impl Vfs {
@@ -117,7 +118,7 @@ impl Vfs {
     pub fn new(file_system: Arc<dyn FileSystem>, spec: MountSpec) -> Arc<Self> {
         let mount = Mount::new(file_system, None, spec);
         let root = Location { dentry: mount.root.clone(), mount: mount.clone() };
-        Arc::new(Self { root, mounts: SpinLock::new(alloc::vec![mount]) })
+        Arc::new(Self { root, mounts: RwLock::new(alloc::vec![mount]) })
     }
 
     /// The topmost directory: root and first working directory of the first program.
@@ -135,9 +136,10 @@ impl Vfs {
         if at.dentry.parent().is_some_and(|parent| !parent.inode().lookups_cacheable()) {
             return Err(FsError::Invalid);
         }
+        let mut mounts = self.mounts.write();
         let mount = Mount::new(file_system, Some(at.clone()), spec);
         at.dentry.set_mounted(mount.clone())?;
-        self.mounts.lock().push(mount.clone());
+        mounts.push(mount.clone());
         Ok(Location { dentry: mount.root.clone(), mount })
     }
 
@@ -149,7 +151,8 @@ impl Vfs {
             return Err(FsError::Invalid);
         }
         let has_mounts = |mount: &Arc<Mount>| mount.point.as_ref().is_some_and(|p| Arc::ptr_eq(&p.mount, &at.mount));
-        if self.mounts.lock().iter().any(has_mounts) {
+        let mut mounts = self.mounts.write();
+        if mounts.iter().any(has_mounts) {
             return Err(FsError::Busy);
         }
         at.mount.root.prune();
@@ -159,7 +162,6 @@ impl Vfs {
         }
         at.mount.file_system.sync()?;
         let covered = point.dentry.clear_mounted();
-        let mut mounts = self.mounts.lock();
         let gone = mounts.iter().position(|m| Arc::ptr_eq(m, &at.mount)).map(|i| mounts.remove(i));
         drop(mounts);
         drop((covered, gone));
@@ -168,7 +170,6 @@ impl Vfs {
 
     /// The mounts in the order in which they were made, paths as seen from `root`.
     pub fn mounts(&self, root: &Location) -> Vec<MountInfo> {
-        let mounts = self.mounts.lock().clone();
         let info = |mount: &Arc<Mount>| {
             let at = Location { dentry: mount.root.clone(), mount: mount.clone() };
             MountInfo {
@@ -180,14 +181,13 @@ impl Vfs {
                 spec: mount.spec.clone(),
             }
         };
-        mounts.iter().map(info).collect()
+        self.mounts.read().iter().map(info).collect()
     }
 
     /// sync(2): every file system and device. What a device fails at, its open files' fsync reports.
     pub fn sync(&self) -> FsResult<()> {
         writeback::sync_all();
-        let mounts = self.mounts.lock().clone();
-        mounts.iter().try_for_each(|mount| mount.file_system.sync())
+        self.mounts.read().iter().try_for_each(|mount| mount.file_system.sync())
     }
 }
 

@@ -64,6 +64,151 @@ fn mutex_and_wait_queue() {
     assert_eq!(*counter.lock(), 4000);
 }
 
+/// Waits, asleep, until `done` holds.
+fn until(done: impl Fn() -> bool) {
+    let deadline = rt().now_ns() + 20_000_000_000;
+    while !done() {
+        assert!(rt().now_ns() < deadline, "not done within twenty seconds");
+        rt().park(Some(rt().now_ns() + 1_000_000), ParkMode::Uninterruptible);
+    }
+}
+
+#[test]
+fn readers_share_and_writers_do_not() {
+    install();
+    let lock = Arc::new(sync::RwLock::new([0u64; 2]));
+    let readers_inside = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+    let threads: Vec<_> = (0..6)
+        .map(|number| {
+            let (lock, inside) = (lock.clone(), readers_inside.clone());
+            std::thread::spawn(move || {
+                for round in 0..500 {
+                    if (number + round) % 3 == 0 {
+                        let mut pair = lock.write();
+                        assert_eq!(inside.0.load(Ordering::SeqCst), 0, "a reader beside a writer");
+                        pair[0] += 1;
+                        rt().yield_now();
+                        pair[1] += 1;
+                    } else {
+                        let pair = lock.read();
+                        let now = inside.0.fetch_add(1, Ordering::SeqCst) + 1;
+                        inside.1.fetch_max(now, Ordering::SeqCst);
+                        rt().yield_now();
+                        assert_eq!(pair[0], pair[1], "a reader saw half a write");
+                        inside.0.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(*lock.read(), [1000, 1000]);
+    assert!(readers_inside.1.load(Ordering::SeqCst) > 1, "readers never shared the lock");
+}
+
+/// Readers that overlap without end do not keep a writer out, nor do writers a reader.
+#[test]
+fn neither_readers_nor_writers_starve() {
+    install();
+    for hogs_write in [false, true] {
+        let lock = Arc::new(sync::RwLock::new(()));
+        let stop = Arc::new(AtomicUsize::new(0));
+        let hogs: Vec<_> = (0..3)
+            .map(|_| {
+                let (lock, stop) = (lock.clone(), stop.clone());
+                std::thread::spawn(move || {
+                    let hold = || rt().park(Some(rt().now_ns() + 2_000_000), ParkMode::Uninterruptible);
+                    while stop.load(Ordering::SeqCst) == 0 {
+                        if hogs_write {
+                            let _held = lock.write();
+                            hold();
+                        } else {
+                            let _held = lock.read();
+                            hold();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let (other, done) = (lock.clone(), Arc::new(AtomicUsize::new(0)));
+        let seen = done.clone();
+        let victim = std::thread::spawn(move || {
+            for _ in 0..10 {
+                if hogs_write {
+                    drop(other.read())
+                } else {
+                    drop(other.write())
+                }
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        until(|| done.load(Ordering::SeqCst) == 10);
+        stop.store(1, Ordering::SeqCst);
+        hogs.into_iter().chain([victim]).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// Those who ask are let in in the order in which they asked, readers side by side together.
+#[test]
+fn the_reader_writer_lock_is_fair() {
+    install();
+    let lock = Arc::new(sync::RwLock::new(()));
+    let order = Arc::new(sync::Mutex::new(Vec::new()));
+    let first = lock.write();
+    let mut threads = Vec::new();
+    for (number, writes) in [true, false, false, true, false].into_iter().enumerate() {
+        let (lock, order) = (lock.clone(), order.clone());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let asks = asked.clone();
+        threads.push(std::thread::spawn(move || {
+            asks.store(1, Ordering::SeqCst);
+            if writes {
+                let _held = lock.write();
+                order.lock().push(number);
+            } else {
+                let _held = lock.read();
+                order.lock().push(number);
+            }
+        }));
+        // It has said that it asks; a moment later it does.
+        until(|| asked.load(Ordering::SeqCst) == 1);
+        rt().park(Some(rt().now_ns() + 50_000_000), ParkMode::Uninterruptible);
+    }
+    drop(first);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let mut order = order.lock().clone();
+    order[1..3].sort_unstable();
+    assert_eq!(order, [0, 1, 2, 3, 4]);
+}
+
+/// A task that takes a mutex again as soon as it gave it back leaves room for another, round for round.
+#[test]
+fn a_busy_mutex_is_shared() {
+    install();
+    let lock = Arc::new(sync::Mutex::new(0));
+    let other = lock.clone();
+    let rounds = Arc::new(AtomicUsize::new(0));
+    let seen = rounds.clone();
+    let mut held = lock.lock();
+    let waiter = std::thread::spawn(move || {
+        for _ in 0..20 {
+            *other.lock() += 1;
+            let before = seen.load(Ordering::SeqCst);
+            until(|| seen.load(Ordering::SeqCst) != before);
+        }
+    });
+    while *held < 20 {
+        // The waiter asks, and later finds the lock taken again.
+        rt().park(Some(rt().now_ns() + 3_000_000), ParkMode::Uninterruptible);
+        drop(held);
+        held = lock.lock();
+        let round = rounds.fetch_add(1, Ordering::SeqCst);
+        assert!(round < 200, "the waiter got the lock {} times in {round} rounds", *held);
+    }
+    drop(held);
+    waiter.join().unwrap();
+}
+
 #[test]
 fn user_memory() {
     let host = install();
