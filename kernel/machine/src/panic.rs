@@ -39,8 +39,8 @@ pub fn print_raw(text: fmt::Arguments<'_>) {
 }
 
 /// Whether it is CPU `index` that panics.
-fn by_this_cpu(index: Option<usize>) -> bool {
-    index.is_some_and(|index| PANICKING.load(Ordering::Acquire) == index as u32 + 1)
+fn by_this_cpu(index: usize) -> bool {
+    PANICKING.load(Ordering::Acquire) == index as u32 + 1
 }
 
 /// The calling CPU's index, as far as it is known.

@@ -166,9 +166,38 @@ pub fn cpu(index: usize) -> Option<&'static PerCpu> {
     unsafe { CPUS.get(index)?.load(Ordering::Acquire).as_ref() }
 }
 
-/// The CPU with this APIC id, without trust in the GS base.
-pub fn index_of(apic_id: u32) -> Option<usize> {
+/// The calling CPU, found without trust in the GS base: by the APIC id that CPUID gives, which needs no
+/// memory.
+pub fn index_by_cpuid() -> Option<usize> {
+    let apic_id = core::arch::x86_64::__cpuid(1).ebx >> 24;
     (0..MAX_CPUS).find(|&index| cpu(index).is_some_and(|cpu| cpu.apic_id.get() == apic_id))
+}
+
+/// Keeps the GS base right while it lives, whatever it was: for handlers of NMIs.
+pub struct OwnGs {
+    before: VirtAddr,
+    /// It was not this CPU's data: application code has changed it.
+    pub was_wrong: bool,
+}
+
+impl OwnGs {
+    /// `index` is the calling CPU's.
+    pub fn enter(index: usize) -> Option<Self> {
+        let own = VirtAddr::from_ptr(cpu(index)?);
+        let before = GsBase::read();
+        if before != own {
+            GsBase::write(own);
+        }
+        Some(Self { before, was_wrong: before != own })
+    }
+}
+
+impl Drop for OwnGs {
+    fn drop(&mut self) {
+        if self.was_wrong {
+            GsBase::write(self.before);
+        }
+    }
 }
 
 // SAFETY: `Cell` fields are touched by the owning CPU only (`this_cpu`); other CPUs read atomics,

@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //! An NMI arrives anywhere, also where the GS base or a lock is not what it seems: the handler finds
-//! its CPU by the APIC's id, takes no lock, and reads no memory that it has not looked up first.
+//! its CPU by CPUID, sets the GS base right for its own time, takes no lock, and reads no memory that it has not looked up first.
 use core::{
     mem::offset_of,
     ptr,
@@ -20,10 +20,7 @@ use x86_64::instructions::{hlt, interrupts};
 
 use super::{backtrace, print_raw};
 use crate::{
-    cpu::{
-        apic,
-        percpu::{self, MAX_CPUS},
-    },
+    cpu::percpu::{self, MAX_CPUS, OwnGs},
     memory::paging::APPLICATION_END,
     tasks::Task,
     time,
@@ -51,18 +48,26 @@ static RECORDS: [Record; MAX_CPUS] =
 extern "C" fn nmi_arrived(registers: *const u64) {
     // SAFETY: `entry.S` passes what it and the CPU pushed on this CPU's NMI stack.
     let frame = unsafe { super::frame_from(registers) };
-    let me = percpu::index_of(apic::id());
+    let Some((me, gs)) = percpu::index_by_cpuid().and_then(|me| Some((me, OwnGs::enter(me)?))) else {
+        // A CPU that has just started and is not known yet: it has nothing to tell.
+        return if super::in_progress() {
+            halt()
+        };
+    };
     if super::by_this_cpu(me) {
         // The panic goes on; it has said all that there is to say.
         return;
     }
     if super::in_progress() {
-        if let Some(me) = me {
-            record(me, &frame);
-        }
+        record(me, &frame);
         halt();
     }
-    in_turn(|| report(me, &frame));
+    in_turn(|| {
+        if gs.was_wrong {
+            print_raw(format_args!("demitasse: CPU {me}: the GS base is not the kernel's: a program changed it\n"));
+        }
+        report(me, &frame);
+    });
 }
 
 /// Stands still, until the panicking CPU ends the machine.
@@ -97,7 +102,7 @@ pub fn report_others(me: usize) {
         }
         let words = record.words.each_ref().map(|word| word.load(Ordering::Relaxed));
         // SAFETY: WORDS words, as `frame_from` wants them.
-        report(Some(index), &unsafe { super::frame_from(words.as_ptr()) });
+        report(index, &unsafe { super::frame_from(words.as_ptr()) });
     }
 }
 
@@ -114,12 +119,7 @@ fn in_turn(body: impl FnOnce()) {
 }
 
 /// What a CPU was doing: an idle one in one line.
-fn report(index: Option<usize>, frame: &TrapFrame) {
-    let Some(index) = index else {
-        print_raw(format_args!("demitasse: NMI on a CPU that is not known\n"));
-        backtrace::print_registers(frame);
-        return;
-    };
+fn report(index: usize, frame: &TrapFrame) {
     let task = Running::on(index);
     if task.idle && waits(frame) {
         print_raw(format_args!("demitasse: CPU {index}: idle\n"));
