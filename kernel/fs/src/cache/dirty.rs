@@ -68,6 +68,15 @@ pub(super) fn forget(dirty: &mut u64, writing: u64, index: u64) -> u64 {
     fewer
 }
 
+/// A file is gone with so many pages unwritten. Who has a medium must not let that happen: files of
+/// devices live for ever.
+pub(super) fn dropped(pages: u64) {
+    if pages > 0 {
+        log::error!("{pages} dirty pages went with their file");
+        UNWRITTEN.fetch_sub(pages, Ordering::Relaxed);
+    }
+}
+
 impl Slots {
     /// The page as one that may be taken for writing: dirty, and not on its way.
     fn take_dirty(&mut self, index: u64) -> Option<Page> {

@@ -189,6 +189,7 @@ impl Slots {
 impl Drop for Slots {
     fn drop(&mut self) {
         self.count_out(self.ready);
+        dirty::dropped(self.unwritten);
     }
 }
 
