@@ -63,6 +63,10 @@ fn add_bridges(suite: &mut Suite) {
     for (slice, machine_type, firmware, bios, devices) in [
         (Slice::Default, MachineType::Q35, "seabios", None, BEHIND_PCIE),
         (Slice::Default, MachineType::Pc, "seabios", None, BEHIND_PCI),
+        // These leave bridges without a window, or even without a number.
+        (Slice::Default, MachineType::Q35, "qboot", Some("qboot.rom"), BEHIND_PCIE),
+        (Slice::Default, MachineType::Pc, "qboot", Some("qboot.rom"), BEHIND_PCI),
+        (Slice::Default, MachineType::MicrovmPcie, "no-firmware", None, BEHIND_PCIE),
     ] {
         let name = format!("devices/{machine_type:?}/{firmware}/behind-bridges").to_lowercase();
         suite.add(slice, name, move || verdict(disk_test(machine_type, "disk-reads", &devices, bios)));

@@ -5,6 +5,7 @@
 //! specification 3.0, chapter 6.
 use alloc::{collections::BTreeSet, vec::Vec};
 
+pub mod bridges;
 #[cfg(test)]
 mod tests;
 
@@ -162,12 +163,25 @@ pub struct BarWindow {
 
 impl BarWindow {
     /// An aligned place of `len` bytes (a power of two).
-    fn take(&mut self, len: u64) -> Option<u64> {
+    pub fn take(&mut self, len: u64) -> Option<u64> {
         let address = self.next.checked_next_multiple_of(len)?;
         let after = address.checked_add(len).filter(|after| *after <= self.end)?;
         self.next = after;
         Some(address)
     }
+}
+
+/// True if firmware has left a memory BAR at 0.
+pub fn lacks_bars(config: &impl ConfigSpace, function: &Function) -> bool {
+    let mut index = 0;
+    while index < function.bars {
+        match memory_bar(config, function, index) {
+            Some(bar) if bar.address == 0 => return true,
+            // The upper half of a wide one is no BAR of its own.
+            bar => index += 1 + u8::from(bar.is_some_and(|bar| bar.wide)),
+        }
+    }
+    false
 }
 
 /// Gives memory BARs that firmware left at 0 a place: 32-bit ones in `low`, 64-bit ones in `high`.

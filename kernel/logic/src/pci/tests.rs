@@ -115,6 +115,53 @@ fn finds_msix_in_a_list_that_loops() {
     assert_eq!(fake.read(DISK, COMMAND) & 0x406, 0x406);
 }
 
+/// Two bridges in a row and a disk, as no firmware has touched them.
+#[test]
+fn numbers_and_opens_bridges_that_firmware_left_alone() {
+    let mut fake = Fake::default();
+    let (outer, inner) = (Address { bus: 0, device: 1, function: 0 }, Address { bus: 1, device: 0, function: 0 });
+    let disk = Address { bus: 2, device: 3, function: 0 };
+    for (address, registers) in [
+        (outer, &[(0, 0x000c_1b36), (HEADER_TYPE, 0x1_0000)][..]),
+        (inner, &[(0, 0x000e_1b36), (HEADER_TYPE, 0x1_0000)]),
+        (disk, &[(0, 0x1042_1af4), (BAR_0 + 16, 0xc)]),
+    ] {
+        let mut all = [0; 64];
+        registers.iter().for_each(|(offset, value): &(u16, u32)| all[usize::from(offset / 4)] = *value);
+        fake.functions.borrow_mut().insert(address, all);
+        for bar in 0..6 {
+            fake.bar_masks.insert((address, BAR_0 + 4 * bar), 0);
+        }
+    }
+    for bridge in [outer, inner] {
+        // These are other registers of a bridge.
+        for bar in 2..6 {
+            fake.bar_masks.remove(&(bridge, BAR_0 + 4 * bar));
+        }
+    }
+    fake.bar_masks.insert((disk, BAR_0 + 16), 0xffff_c000);
+    fake.bar_masks.insert((disk, BAR_0 + 20), u32::MAX);
+    assert!(bridges::number_buses(&fake, &enumerate(&fake, 0), 0, 255));
+    assert!(!bridges::number_buses(&fake, &enumerate(&fake, 0), 0, 255));
+    assert_eq!(fake.read(outer, BUS_NUMBERS), 0x02_01_00);
+    assert_eq!(fake.read(inner, BUS_NUMBERS), 0x02_02_01);
+    let function = *enumerate(&fake, 0).iter().find(|f| f.address == disk).unwrap();
+    assert!(lacks_bars(&fake, &function));
+    let mut low = BarWindow { next: 0xf000_1000, end: 0xfe00_0000 };
+    let mut windows = bridges::Windows::new();
+    let window = *bridges::window_behind(&fake, 0, 2, &mut low, &mut windows).unwrap();
+    assert_eq!((window.next, window.end), (0xf100_0000, 0xf140_0000));
+    assert_eq!(fake.read(outer, 0x20), 0xf1f0_f100);
+    assert_eq!(fake.read(inner, 0x20), 0xf130_f100);
+    assert_eq!(fake.read(inner, COMMAND) & 6, 6);
+    fake.write(disk, BAR_0 + 16, 0xf100_0000);
+    assert!(!lacks_bars(&fake, &function), "the upper half of a wide BAR is no BAR");
+    // What firmware has opened stays as it is.
+    let mut none = bridges::Windows::new();
+    assert!(bridges::window_behind(&fake, 0, 2, &mut low, &mut none).is_none());
+    assert!(bridges::window_behind(&fake, 0, 77, &mut low, &mut none).is_none(), "no such bus");
+}
+
 #[test]
 fn nonsense_does_no_harm() {
     for seed in 0..500 {
@@ -126,7 +173,11 @@ fn nonsense_does_no_harm() {
             let registers = functions.values_mut().nth(random.below(all) as usize).unwrap();
             registers[random.below(64) as usize] = random.next_u64() as u32;
         }
+        bridges::number_buses(&fake, &enumerate(&fake, 0), 0, 255);
         for function in enumerate(&fake, 0) {
+            let mut low = BarWindow { next: 0x1000_0000, end: 1 << 32 };
+            let bus = function.address.bus;
+            let _ = bridges::window_behind(&fake, 0, bus, &mut low, &mut bridges::Windows::new());
             let _ = (msix(&fake, &function), capabilities(&fake, &function).count());
             for bar in 0..8 {
                 let _ = memory_bar(&fake, &function, bar);

@@ -7,7 +7,10 @@ use alloc::{collections::BTreeMap, vec::Vec};
 
 use logic::{
     acpi::{Acpi, Ecam},
-    pci::{self, Address, BarWindow, ConfigSpace, Function, Msix},
+    pci::{
+        self, Address, BarWindow, ConfigSpace, Function, Msix,
+        bridges::{self, Windows},
+    },
     virtio::Registers,
 };
 use x86_64::instructions::port::Port;
@@ -34,6 +37,9 @@ enum Access {
 pub struct Host {
     access: IrqSpin<Access>,
     first_bus: u8,
+    last_bus: u8,
+    /// For functions behind bridges that firmware left closed.
+    behind: IrqSpin<Windows>,
     /// For 32-bit and for 64-bit BARs.
     spare: IrqSpin<(BarWindow, BarWindow)>,
     /// Where the ISA interrupts arrive, to which firmware may have led a function's wire: (global
@@ -44,20 +50,31 @@ pub struct Host {
 impl Host {
     /// None: a machine without PCI.
     pub fn find(acpi: &Acpi) -> Option<Self> {
-        let (access, first_bus) = if ports_answer() {
-            (Access::Ports, 0)
+        let (access, first_bus, last_bus) = if ports_answer() {
+            (Access::Ports, 0, u8::MAX)
         } else {
             let ecam = acpi.ecam.iter().find(|ecam| ecam.segment == 0)?;
-            (Access::Ecam(*ecam, BTreeMap::new()), ecam.first_bus)
+            (Access::Ecam(*ecam, BTreeMap::new()), ecam.first_bus, ecam.last_bus)
         };
         let isa_routes = core::array::from_fn(|irq| {
             let (gsi, _, active_low) = acpi.isa_route(irq as u8);
             (gsi, active_low)
         });
-        Some(Self { access: IrqSpin::new(access), first_bus, spare: IrqSpin::new(spare_windows(acpi)), isa_routes })
+        Some(Self {
+            access: IrqSpin::new(access),
+            first_bus,
+            last_bus,
+            behind: IrqSpin::new(Windows::new()),
+            spare: IrqSpin::new(spare_windows(acpi)),
+            isa_routes,
+        })
     }
 
     pub fn functions(&self) -> Vec<Function> {
+        let found = pci::enumerate(self, self.first_bus);
+        if !bridges::number_buses(self, &found, self.first_bus, self.last_bus) {
+            return found;
+        }
         pci::enumerate(self, self.first_bus)
     }
 
@@ -65,7 +82,26 @@ impl Host {
     pub fn enable(&self, function: &Function) -> bool {
         let mut spare = self.spare.lock();
         let (low, high) = &mut *spare;
+        if function.address.bus != self.first_bus && pci::lacks_bars(self, function) {
+            return self.enable_behind(function, low);
+        }
         let assigned = pci::assign_bars(self, function, low, high);
+        if assigned {
+            pci::enable(self, function);
+        }
+        assigned
+    }
+
+    /// As [`Host::enable`] for a function behind a bridge: BARs of both kinds go into its window.
+    fn enable_behind(&self, function: &Function, low: &mut BarWindow) -> bool {
+        let mut behind = self.behind.lock();
+        let bus = function.address.bus;
+        let Some(window) = bridges::window_behind(self, self.first_bus, bus, low, &mut behind) else { return false };
+        let half = window.next + (window.end - window.next) / 2;
+        let (mut narrow, mut wide) = (BarWindow { end: half, ..*window }, BarWindow { next: half, ..*window });
+        // One function a window; the next behind the same bridge finds what the wide ones left.
+        let assigned = pci::assign_bars(self, function, &mut narrow, &mut wide);
+        *window = wide;
         if assigned {
             pci::enable(self, function);
         }
