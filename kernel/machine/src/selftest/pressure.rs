@@ -109,8 +109,12 @@ fn give_back(wanted: usize) -> usize {
             break;
         }
         let chunks = file.0.lock().len() as u64 / 64;
+        let mut unmapped = 0;
         for chunk in 0..chunks {
-            SPACE.unmap_unused(NUMBERED, chunk * 64, u64::MAX, round == 2);
+            unmapped += SPACE.unmap_unused(NUMBERED, chunk * 64, u64::MAX, round == 2).count_ones() as usize;
+            if unmapped >= wanted {
+                break;
+            }
         }
     }
     freed

@@ -23,6 +23,9 @@ pub const PRIVATE: u64 = 1 << 9;
 /// Software bit: the page is kept, not present, since the VMA allows no access.
 pub const HELD: u64 = 1 << 10;
 
+/// Software bit: the accessed bit was taken away without a flush, so a TLB may hold the translation.
+pub const STALE: u64 = 1 << 11;
+
 /// How an entry starts out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Use {
@@ -76,9 +79,11 @@ pub fn empty_if(entry: *mut u64, value: u64) -> bool {
     atomic(entry).compare_exchange(value, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }
 
-/// Takes the accessed bit away; the caller flushes.
-pub fn forget_access(entry: *mut u64) {
-    atomic(entry).fetch_and(!ACCESSED, Ordering::AcqRel);
+/// Takes the accessed bit away if the entry still is `value`. No flush: a CPU that has the translation
+/// will not set the bit again, which makes a page look less used than it is, and no more.
+pub fn forget_access(entry: *mut u64, value: u64) {
+    let aged = value & !ACCESSED | STALE;
+    let _ = atomic(entry).compare_exchange(value, aged, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 /// Takes the right to write away; the caller flushes.
@@ -134,7 +139,12 @@ pub fn fill(entry: *mut u64, page: Page, prot: u8, kind: u64, used: Use) {
 
 /// True if a TLB may hold the entry's translation.
 pub fn may_be_cached(value: u64) -> bool {
-    value & PRESENT != 0 && value & ACCESSED != 0
+    value & PRESENT != 0 && value & (ACCESSED | STALE) != 0
+}
+
+/// True if a CPU has used the entry since [`forget_access`], or it is new.
+pub fn was_accessed(value: u64) -> bool {
+    value & ACCESSED != 0
 }
 
 /// Handles a fault on an entry that holds a page already. True: served.

@@ -53,9 +53,9 @@ pub fn write_protect(tree: &VmaTree<Source>, object: ObjectId, pages: Range<u64>
 pub fn unmap_unused(tree: &VmaTree<Source>, object: ObjectId, first: u64, pages: u64, force: bool) -> u64 {
     let mut unmapped = 0;
     tree.each_mapping(object.0, first..first.saturating_add(64), |vma| {
-        let mut used = Touched::default();
+        let mut cached = Touched::default();
         // What a CPU may still reach is given back after the flush.
-        let mut forced = [0u64; 64];
+        let mut taken = [0u64; 64];
         each_file_entry(vma, &(first..first.saturating_add(64)), |index, address, entry| {
             let bit = index - first;
             let value = entries::read(entry);
@@ -63,21 +63,21 @@ pub fn unmap_unused(tree: &VmaTree<Source>, object: ObjectId, first: u64, pages:
             if pages & 1 << bit == 0 || value == 0 || frames::is_adopted(frame) {
                 return;
             }
-            if !entries::may_be_cached(value) && entries::empty_if(entry, value) {
-                frames::unreference(frame);
+            if entries::was_accessed(value) && !force {
+                return entries::forget_access(entry, value);
+            }
+            let value = if force { entries::exchange(entry, 0) } else { value };
+            // A CPU that has used it meanwhile has changed it.
+            if force || entries::empty_if(entry, value) {
                 unmapped |= 1 << bit;
-            } else if force {
-                forced[bit as usize] = entries::exchange(entry, 0) & ADDRESS_MASK;
-                unmapped |= 1 << bit;
-                used.add(address);
-            } else {
-                entries::forget_access(entry);
-                used.add(address);
+                taken[bit as usize] = frame;
+                if entries::may_be_cached(value) {
+                    cached.add(address);
+                }
             }
         });
-        // With the accessed bit gone, no TLB may have the translation: that is what the bit stands for.
-        used.flush();
-        forced.iter().filter(|&&frame| frame != 0).for_each(|&frame| frames::unreference(frame));
+        cached.flush();
+        taken.iter().filter(|&&frame| frame != 0).for_each(|&frame| frames::unreference(frame));
     });
     unmapped
 }
