@@ -123,7 +123,7 @@ fn first_task(_: usize) {
         // A program feeds the console: no echo, no keyboard signals.
         let console = fs::console::Console::get();
         console.set_settings(fs::console::Settings { echo: false, signals: false, ..console.settings() });
-        control::send(abi::control::Frame::Input);
+        machine::console::ask_for_input();
     }
     if let Err(error) = libc_shim::start_init(&boot.config, vfs) {
         boot::malformed(abi::exit::BAD_BOOT, format_args!("{error}"));

@@ -81,6 +81,7 @@ impl From<SpaceError> for Errno {
             SpaceError::Invalid => EINVAL,
             SpaceError::NoMemory | SpaceError::NotMapped => ENOMEM,
             SpaceError::Exists => EEXIST,
+            SpaceError::ReadOnly => EACCES,
         }
     }
 }

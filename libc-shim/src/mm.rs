@@ -80,11 +80,12 @@ pub fn mmap(
         return Err(ENOMEM);
     }
     let placement = placement(at, flags)?;
-    let file = if flags.has(MapFlags::ANONYMOUS) {
-        shared.then(|| shared_anonymous(len)).transpose()?
+    let (file, read_only) = if flags.has(MapFlags::ANONYMOUS) {
+        (shared.then(|| shared_anonymous(len)).transpose()?, false)
     } else {
         offset.checked_add(len).ok_or(EOVERFLOW)?;
-        Some(file_mapping(cx, fd, prot, shared, offset)?)
+        let (file, writable) = file_mapping(cx, fd, prot, shared, offset)?;
+        (Some(file), shared && !writable)
     };
     let code = file.as_ref().filter(|_| prot.has(flags::Prot::EXEC) && log::log_enabled!(log::Level::Debug));
     let code = code.map(|file| file.pager.path());
@@ -94,6 +95,7 @@ pub fn mmap(
         prot: protection(prot),
         file,
         shared,
+        read_only,
         no_reserve: flags.has(MapFlags::NORESERVE) || prot.0 & 7 == 0,
         stack: flags.has(MapFlags::STACK) || flags.has(MapFlags::GROWSDOWN),
         label: None,
@@ -136,7 +138,8 @@ fn placement(at: Addr, flags: MapFlags) -> SysResult<Placement> {
     })
 }
 
-fn file_mapping(cx: &Ctx<'_>, fd: Fd, prot: flags::Prot, shared: bool, offset: u64) -> SysResult<FileMapping> {
+/// What to map, and whether the file is open for writing.
+fn file_mapping(cx: &Ctx<'_>, fd: Fd, prot: flags::Prot, shared: bool, offset: u64) -> SysResult<(FileMapping, bool)> {
     let file = files::get(cx, fd)?;
     let flags = file.flags();
     if flags.contains(fs::OpenFlags::PATH) {
@@ -149,7 +152,7 @@ fn file_mapping(cx: &Ctx<'_>, fd: Fd, prot: flags::Prot, shared: bool, offset: u
     if shared && flags.writes() && !file.ops().allows_shared_writes() {
         return Err(EINVAL);
     }
-    Ok(FileMapping { pager, first_page: offset / PAGE })
+    Ok((FileMapping { pager, first_page: offset / PAGE }, flags.writes()))
 }
 
 /// Shared anonymous memory is an unnamed file of memory that nobody else can open.
@@ -282,6 +285,7 @@ fn heap_request(start: u64, len: u64) -> MapRequest {
         prot: Prot::READ | Prot::WRITE,
         file: None,
         shared: false,
+        read_only: false,
         no_reserve: false,
         stack: false,
         label: Some("[heap]"),

@@ -222,6 +222,9 @@ static void files(void)
     CHECK("a program maps its own file", text != MAP_FAILED && memcmp(text, "\177ELF", 4) == 0);
     CHECK_FAILS("no shared writing through a read-only descriptor",
         mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, read_only, 0), EACCES);
+    char *view = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, read_only, 0);
+    CHECK_FAILS("nor by mprotect later", mprotect(view, PAGE, PROT_READ | PROT_WRITE), EACCES);
+    CHECK("a private mapping may become writable", mprotect(text, PAGE, PROT_READ | PROT_WRITE) == 0);
 
     int memory = memfd_create("conformance", MFD_CLOEXEC);
     CHECK("memfd_create", memory >= 0 && ftruncate(memory, PAGE) == 0);

@@ -33,9 +33,10 @@ pub fn add(suite: &mut Suite) {
         }
     }
     add_bridges(suite);
+    suite.add(Slice::Default, "devices/q35/serial-input", || verdict(echo(MachineType::Q35, false)));
     for machine_type in [MachineType::Q35, MachineType::Microvm, MachineType::MicrovmPcie] {
         let name = format!("devices/{machine_type:?}/terminal").to_lowercase();
-        suite.add(Slice::Default, name, move || verdict(terminal(machine_type)));
+        suite.add(Slice::Default, name, move || verdict(echo(machine_type, true)));
         let name = format!("devices/{machine_type:?}/panic-on-the-terminal").to_lowercase();
         suite.add(Slice::Default, name, move || verdict(panics_on_the_terminal(machine_type)));
     }
@@ -101,16 +102,16 @@ fn pattern_disk(name: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// A program reads and writes its console, where there is no serial port.
-fn terminal(machine_type: MachineType) -> Result<Verdict, String> {
+/// A program reads and writes its console: the serial port, or a virtio terminal where there is none.
+fn echo(machine_type: MachineType, terminal: bool) -> Result<Verdict, String> {
     let program = guest::compiled("echo-lines")?;
     let mut machine = guest::machine("/program", LIMIT.as_secs());
     machine.boot.stdin = ConsoleInput::Pipe;
     let image = guest::image(pressure::image_of(&program)?, ImageAs::Disk);
-    // More than the device takes at once, both ways, and less than the line discipline keeps.
-    let input: String = (0..300).map(|line| format!("line {line}\n")).collect();
+    // More than the device takes at once, both ways, and than the line discipline keeps.
+    let input: String = (0..3000).map(|line| format!("line {line}\n")).collect();
     let stdin = Stdin::Bytes(input.clone().into());
-    let run = guest::run(&Machine { machine_type, cpus: 2, terminal: true, image, stdin, ..machine })?;
+    let run = guest::run(&Machine { machine_type, cpus: 2, terminal, image, stdin, ..machine })?;
     Ok(run.expect(input.as_bytes(), 0))
 }
 

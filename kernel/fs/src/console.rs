@@ -25,7 +25,8 @@ use crate::{
     io::{Sink, Source},
 };
 
-/// Bytes of typed-ahead input that are kept, as N_TTY does.
+/// Bytes of a line, and of typed-ahead input before no more is taken from the device, as N_TTY does. What
+/// is not taken waits with the host: nothing is lost.
 const INPUT_MAX: usize = 4096;
 
 /// What of termios has an effect here; the rest libc-shim keeps for show.
@@ -69,6 +70,8 @@ pub struct Console {
     /// Held over a write, so that those of several tasks do not mix. Sleeping.
     writing: Mutex<()>,
     arrived: WaitQueue,
+    /// Input was read: there is room again.
+    drained: WaitQueue,
     pump_started: AtomicBool,
     signal_hook: SpinLock<Option<fn(KeyboardSignal)>>,
 }
@@ -90,6 +93,7 @@ impl Console {
             settings: SpinLock::new(Settings::default()),
             writing: Mutex::new(()),
             arrived: WaitQueue::new(),
+            drained: WaitQueue::new(),
             pump_started: AtomicBool::new(false),
             signal_hook: SpinLock::new(None),
         }
@@ -125,6 +129,7 @@ impl Console {
     /// Drops input that was not read (TCIFLUSH).
     pub fn flush_input(&self) {
         *self.input.lock() = Input::default();
+        self.drained.wake_all();
     }
 
     /// Bytes that a read would give now (FIONREAD).
@@ -204,7 +209,8 @@ impl Input {
             }
             0x04 if self.line.is_empty() => self.ends += 1,
             0x04 => self.ready.extend(self.line.drain(..)),
-            _ if self.line.len() + self.ready.len() < INPUT_MAX => {
+            // A line that is too long loses its end, as on Linux.
+            _ if self.line.len() < INPUT_MAX - 1 || byte == b'\n' => {
                 self.line.push(byte);
                 if byte == b'\n' {
                     self.ready.extend(self.line.drain(..));
@@ -217,11 +223,12 @@ impl Input {
     }
 
     fn append(&mut self, byte: u8) -> Echo {
-        if self.ready.len() < INPUT_MAX {
-            self.ready.push_back(byte);
-            return Echo::Byte(byte);
-        }
-        Echo::Nothing
+        self.ready.push_back(byte);
+        Echo::Byte(byte)
+    }
+
+    fn has_room(&self) -> bool {
+        self.ready.len() < INPUT_MAX
     }
 
     /// What one read gives: at most a line, in canonical mode. None: nothing is there yet.
@@ -260,6 +267,11 @@ fn pump(_: usize) {
     let console = Console::get();
     let mut bytes = [0; 64];
     loop {
+        let has_room = || console.input.lock().has_room().then_some(());
+        if console.drained.wait_until(None, ParkMode::Interruptible, has_room).is_err() {
+            rt::rt().current().clear_interrupt();
+            continue;
+        }
         let len = rt::rt().console_read(&mut bytes);
         if len > 0 {
             console.accept(&bytes[..len]);
@@ -283,6 +295,7 @@ impl FileOps for Console {
             Wait::Never => take().ok_or(FsError::WouldBlock)?,
             Wait::Allowed => self.arrived.wait_until(None, ParkMode::Interruptible, take)?,
         };
+        self.drained.wake_all();
         out.put(&bytes[..taken])?;
         Ok(taken)
     }

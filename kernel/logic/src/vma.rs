@@ -45,6 +45,8 @@ bitflags! {
         const NO_HUGE = 16;
         /// Never merged with a neighbour: moving it must not drag others along.
         const ALONE = 32;
+        /// Never to be made writable.
+        const READ_ONLY = 64;
     }
 }
 

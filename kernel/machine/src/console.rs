@@ -12,7 +12,7 @@
 use alloc::collections::VecDeque;
 use core::{
     fmt::{self, Write},
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
 use rt::{
@@ -27,7 +27,7 @@ use crate::{
         apic, ioapic, irq,
         lock::{IrqSpin, IrqSpinGuard},
     },
-    drivers::{serial, virtio_console},
+    drivers::{control, serial, virtio_console},
 };
 
 static OUTPUT: IrqSpin<()> = IrqSpin::new(());
@@ -130,14 +130,30 @@ pub fn read(out: &mut [u8]) -> usize {
         *slot = byte;
     }
     drop(input);
-    if count > 0 && SINK.load(Ordering::Relaxed) == TERMINAL {
-        take_terminal_input();
+    // What waits at the device for room raises no further interrupt.
+    if count > 0 {
+        match SINK.load(Ordering::Relaxed) {
+            SERIAL => take_input(0),
+            _ => take_terminal_input(),
+        }
     }
     count
 }
 
+/// Whether the host waits to be told before it sends input.
+static UNASKED: AtomicBool = AtomicBool::new(false);
+
+/// The host sends what it has once it is told to: when a program first waits for input. So a run whose
+/// program never does is not disturbed by its input, or the end of it, at a time that no seed decides.
+pub fn ask_for_input() {
+    UNASKED.store(true, Ordering::Relaxed);
+}
+
 /// Sleeps until there is input.
 pub fn wait_input(deadline_ns: Option<u64>) -> Parked {
+    if UNASKED.swap(false, Ordering::Relaxed) {
+        control::send(abi::control::Frame::Input);
+    }
     let ready = || (!INPUT.lock().is_empty()).then_some(());
     match INPUT_WAITERS.wait_until(deadline_ns, ParkMode::Interruptible, ready) {
         Ok(()) => Parked::Woken,
@@ -159,13 +175,14 @@ pub fn enable_input(firmware: &Acpi) {
     }
 }
 
-/// The serial port's interrupt: takes what has arrived.
+/// The serial port's interrupt: takes what has arrived, as far as there is room for it; the rest stays
+/// with the port, and so with the host.
 fn take_input(_: usize) {
     let mut input = INPUT.lock();
-    while let Some(byte) = serial::read() {
-        if input.len() < INPUT_LIMIT {
-            input.push_back(byte);
-        }
+    while input.len() < INPUT_LIMIT
+        && let Some(byte) = serial::read()
+    {
+        input.push_back(byte);
     }
     drop(input);
     INPUT_WAITERS.wake_all();

@@ -105,6 +105,8 @@ pub struct MapRequest {
     pub file: Option<FileMapping>,
     /// Writes reach the file (or other mappings), not a private copy.
     pub shared: bool,
+    /// Never to be made writable: shared, of a file that is open for reading only.
+    pub read_only: bool,
     /// Costs no budget until touched (MAP_NORESERVE).
     pub no_reserve: bool,
     /// No huge pages here (stacks).
@@ -121,6 +123,8 @@ pub enum SpaceError {
     NoMemory,
     /// Something is mapped there (FixedNoReplace): EEXIST.
     Exists,
+    /// Part of the range may not be written ([`MapRequest::read_only`]): EACCES.
+    ReadOnly,
     /// Part of the range is not mapped: ENOMEM for mprotect and madvise, EFAULT for mremap.
     NotMapped,
 }

@@ -113,6 +113,7 @@ fn map_at(owner: ProgramId, start: u64, len: u64, prot: Prot, file: Option<FileM
         prot,
         file,
         shared: false,
+        read_only: false,
         no_reserve: false,
         stack: false,
         label: None,

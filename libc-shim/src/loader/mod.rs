@@ -174,6 +174,7 @@ fn reservation(len: u64) -> MapRequest {
         prot: Prot::empty(),
         file: None,
         shared: false,
+        read_only: false,
         no_reserve: true,
         stack: false,
         label: None,

@@ -68,6 +68,7 @@ fn map_stack(owner: ProgramId, contents: &Contents<'_>) -> SysResult<u64> {
         prot,
         file: None,
         shared: false,
+        read_only: false,
         no_reserve: true,
         stack: true,
         label,

@@ -143,6 +143,7 @@ fn start<T: Send + 'static>(
                 prot: Prot::READ | Prot::WRITE,
                 file: None,
                 shared: false,
+                read_only: false,
                 no_reserve: false,
                 stack: false,
                 label: None,

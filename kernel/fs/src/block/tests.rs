@@ -138,6 +138,7 @@ fn map(file: &OpenFile, pages: u64) -> u64 {
         prot: Prot::READ | Prot::WRITE,
         file: Some(FileMapping { pager: file.pager().unwrap(), first_page: 0 }),
         shared: true,
+        read_only: false,
         no_reserve: false,
         stack: false,
         label: None,

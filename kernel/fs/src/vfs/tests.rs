@@ -301,5 +301,10 @@ fn console_lines() {
     console.delist(&me);
     assert_eq!(read(&console), b"three\n");
     assert_eq!(read(&console), b"");
+    // More than is kept: the rest waits until there is room.
+    let many: String = (0..3000).map(|line| format!("line {line}\n")).collect();
+    host.type_on_console(many.as_bytes());
+    let echoed: Vec<u8> = (0..3000).flat_map(|_| read(&console)).collect();
+    assert_eq!(String::from_utf8(echoed).unwrap(), many);
     assert_eq!(console.seek(SeekFrom::Start(0)), Err(FsError::NotSeekable));
 }

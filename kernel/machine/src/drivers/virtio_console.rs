@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long the device may take to tell its ports' names.
-const START_PATIENCE_NS: u64 = 20_000_000;
+const START_PATIENCE_NS: u64 = 250_000_000;
 /// How long the host may take to read what it was given, before the device is stopped for a while.
 const QUIESCE_PATIENCE_NS: u64 = 1_000_000_000;
 /// How long a panic waits for a host that does not read.

@@ -8,7 +8,7 @@ use super::{discovery::Found, memory::DmaArea};
 use crate::{random, time};
 
 /// A device on a busy host takes a while; boot does not wait longer.
-const PATIENCE_NS: u64 = 50_000_000;
+const PATIENCE_NS: u64 = 500_000_000;
 
 /// Mixes [`REQUEST_BYTES`] of the device's into the generator. It is polled: this is one exchange,
 /// and the bytes are wanted before the first program starts.

@@ -164,6 +164,7 @@ impl AddressSpace for Space {
         }
         let mut flags = VmaFlags::empty();
         flags.set(VmaFlags::SHARED, request.shared);
+        flags.set(VmaFlags::READ_ONLY, request.read_only);
         flags.set(VmaFlags::NO_RESERVE, request.no_reserve);
         flags.set(VmaFlags::STACK, request.stack);
         let mut tree = self.vmas.lock();
@@ -201,12 +202,20 @@ impl AddressSpace for Space {
     fn protect(&self, owner: ProgramId, start: u64, len: u64, prot: Prot) -> Result<(), SpaceError> {
         let end = check_range(start, len)?;
         let mut tree = self.vmas.lock();
-        let covered = tree.covered_until(owner.0, start, end);
-        let result = tree.protect_range(owner.0, start, end, prot.bits());
+        // As on Linux, what lies before a mapping that refuses is changed.
+        let refusing = prot
+            .contains(Prot::WRITE)
+            .then(|| tree.iter_range(start, end).find(|vma| vma.flags.contains(VmaFlags::READ_ONLY)))
+            .flatten()
+            .map(|vma| vma.start.max(start));
+        let until = refusing.unwrap_or(end);
+        let covered = tree.covered_until(owner.0, start, until);
+        let result = if until > start { tree.protect_range(owner.0, start, until, prot.bits()) } else { Ok(()) };
         entries::protect(start, covered, prot.bits(), |address| {
             tree.find(address).is_some_and(|vma| vma.flags.contains(VmaFlags::SHARED))
         });
-        result.map_err(|_| SpaceError::NotMapped)
+        result.map_err(|_| SpaceError::NotMapped)?;
+        if refusing.is_some() { Err(SpaceError::ReadOnly) } else { Ok(()) }
     }
 
     fn discard(&self, owner: ProgramId, start: u64, len: u64) -> Result<(), SpaceError> {

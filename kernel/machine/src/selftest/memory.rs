@@ -26,7 +26,17 @@ const OWNER: ProgramId = ProgramId(77);
 const PAGE: u64 = 4096;
 
 pub fn request(len: u64, prot: Prot, placement: Placement) -> MapRequest {
-    MapRequest { placement, len, prot, file: None, shared: false, no_reserve: false, stack: false, label: None }
+    MapRequest {
+        placement,
+        len,
+        prot,
+        file: None,
+        shared: false,
+        read_only: false,
+        no_reserve: false,
+        stack: false,
+        label: None,
+    }
 }
 
 /// Tasks on all CPUs make objects of all sizes and swap them through shared places, so that most are freed

@@ -142,6 +142,7 @@ impl HostSpace {
             prot: Prot::READ | Prot::WRITE,
             file: None,
             shared: false,
+            read_only: false,
             no_reserve: false,
             stack: false,
             label: None,
