@@ -67,8 +67,9 @@ pub enum Readahead {
 
 enum Slot {
     Empty,
-    /// Some task reads it.
-    Loading,
+    /// Some task reads it, by the number of that read: a slot may have been written, emptied and be read
+    /// again before a slow read ends.
+    Loading(u64),
     Ready {
         page: Page,
         /// Used since the reclaimer last came by.
@@ -104,6 +105,8 @@ struct Slots {
     unwritten: u64,
     /// Chunk at which the reclaimer goes on.
     hand: u64,
+    /// Number of the last read.
+    reads: u64,
     /// Where the last window ended, and how long it was: a miss there is a sequential reader's.
     window_end: u64,
     window_len: u64,
@@ -249,24 +252,26 @@ impl FilePages {
             return Ok(page);
         }
         loop {
-            let window = {
+            let marked = {
                 let mut slots = self.slots.lock();
                 match slots.get_mut(index) {
                     Some(Slot::Ready { page, used }) => {
                         *used = true;
                         return Ok(page.clone());
                     }
-                    Some(Slot::Loading) => None,
+                    Some(Slot::Loading(_)) => None,
                     Some(Slot::Empty) | None => {
-                        let window = slots.window(index, readahead, source);
-                        window.clone().for_each(|at| *slots.get_or_new(at) = Slot::Loading);
-                        Some(window)
+                        let range = slots.window(index, readahead, source);
+                        slots.reads += 1;
+                        let read = slots.reads;
+                        range.clone().for_each(|at| *slots.get_or_new(at) = Slot::Loading(read));
+                        Some(Marked { file: self, range, read })
                     }
                 }
             };
-            match window {
-                Some(window) => {
-                    if let Some(page) = self.load(index, window, source)? {
+            match marked {
+                Some(marked) => {
+                    if let Some(page) = self.load(index, marked, source)? {
                         return Ok(page);
                     }
                 }
@@ -277,8 +282,8 @@ impl FilePages {
 
     /// Reads a window whose slots this task has marked `Loading`. None: a page that was written meanwhile
     /// has taken the place of the one that was read.
-    fn load(self: &Arc<Self>, index: u64, window: Range<u64>, source: &dyn PageSource) -> FsResult<Option<Page>> {
-        let mut marked = Marked { file: self, range: window.clone() };
+    fn load(self: &Arc<Self>, index: u64, mut marked: Marked<'_>, source: &dyn PageSource) -> FsResult<Option<Page>> {
+        let window = marked.range.clone();
         let mut pages = Vec::with_capacity((window.end - window.start) as usize);
         for at in window.clone() {
             match Page::alloc() {
@@ -296,7 +301,7 @@ impl FilePages {
             let register = !core::mem::replace(&mut slots.registered, true);
             for (at, page) in window.clone().zip(pages) {
                 match slots.get_mut(at) {
-                    Some(slot @ Slot::Loading) => {
+                    Some(slot) if marked.has(slot) => {
                         *slot = Slot::Ready { page, used: at == index };
                         slots.count_in(1);
                     }
@@ -317,7 +322,7 @@ impl FilePages {
     }
 
     fn wait_loaded(&self, index: u64) {
-        let done = || (!matches!(self.slots.lock().get(index), Some(Slot::Loading))).then_some(());
+        let done = || (!matches!(self.slots.lock().get(index), Some(Slot::Loading(_)))).then_some(());
         let waited = self.loaded.wait_until(None, ParkMode::Uninterruptible, done);
         debug_assert!(waited.is_ok());
     }
@@ -333,7 +338,7 @@ impl FilePages {
             drop(slots);
             return (other, false);
         }
-        let overtakes = matches!(slot, Slot::Loading);
+        let overtakes = matches!(slot, Slot::Loading(_));
         *slot = Slot::Ready { page: page.clone(), used: true };
         slots.count_in(1);
         drop(slots);
@@ -389,6 +394,14 @@ impl FilePages {
 struct Marked<'a> {
     file: &'a FilePages,
     range: Range<u64>,
+    read: u64,
+}
+
+impl Marked<'_> {
+    /// True if the slot is still this read's.
+    fn has(&self, slot: &Slot) -> bool {
+        matches!(slot, Slot::Loading(read) if *read == self.read)
+    }
 }
 
 impl Drop for Marked<'_> {
@@ -396,7 +409,9 @@ impl Drop for Marked<'_> {
         if !self.range.is_empty() {
             let mut slots = self.file.slots.lock();
             for at in self.range.clone() {
-                if let Some(slot @ Slot::Loading) = slots.get_mut(at) {
+                if let Some(slot) = slots.get_mut(at)
+                    && self.has(slot)
+                {
                     *slot = Slot::Empty;
                 }
             }

@@ -68,8 +68,9 @@ pub struct Writeback {
 static FILES: SpinLock<Vec<Weak<Writeback>>> = SpinLock::new(Vec::new());
 /// The file at which [`write_some`] goes on.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
-/// Wakes the kernel's own task.
-static KICK: WaitQueue = WaitQueue::new();
+/// Where the kernel's own task waits for something to write, and then for more or for its time.
+static SOME: WaitQueue = WaitQueue::new();
+static MUCH: WaitQueue = WaitQueue::new();
 
 impl Writeback {
     /// Writeback of `pages`, which reclaim may take from now on when they are clean.
@@ -95,7 +96,10 @@ impl Writeback {
     pub fn mark_dirty(&self, index: u64, page: &Page) -> bool {
         let marked = self.pages.mark_dirty(index, page);
         start_task();
-        KICK.wake_all();
+        SOME.wake_all();
+        if is_much() {
+            MUCH.wake_all();
+        }
         marked
     }
 
@@ -234,13 +238,17 @@ fn start_task() {
     }
 }
 
+fn is_much() -> bool {
+    dirty::unwritten() > limit() / 2
+}
+
 /// Writes what has been dirty for a while, sooner when it is much.
 fn task(_: usize) {
     loop {
         let some = || (dirty::unwritten() > 0).then_some(());
-        let much = || (dirty::unwritten() > limit() / 2).then_some(());
-        let _ = KICK.wait_until(None, ParkMode::Uninterruptible, some);
-        let _ = KICK.wait_until(Some(rt().now_ns() + AGE_NS), ParkMode::Uninterruptible, much);
+        let much = || is_much().then_some(());
+        let _ = SOME.wait_until(None, ParkMode::Uninterruptible, some);
+        let _ = MUCH.wait_until(Some(rt().now_ns() + AGE_NS), ParkMode::Uninterruptible, much);
         for file in all() {
             file.write_range(0..u64::MAX);
         }

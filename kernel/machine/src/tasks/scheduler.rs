@@ -155,12 +155,13 @@ pub(super) fn switch_away(requeue: bool) {
     let local = &cpu.scheduler;
     let previous = current_ref();
     account(cpu, previous);
-    cpu.reschedule.store(false, Ordering::Relaxed);
     let is_idle = core::ptr::eq(previous, cpu.idle_task.get());
     let mut queue = local.queue.lock_while_off();
     if !local.mailbox.is_empty() {
         take_mail(cpu, local, &mut queue);
     }
+    // After the mail, which may ask for what is being done here.
+    cpu.reschedule.store(false, Ordering::Relaxed);
     previous.lag.store(queue.lag(previous.vruntime.load(Ordering::Relaxed)), Ordering::Relaxed);
     if requeue && !is_idle {
         if previous.may_run_on(index) {
@@ -189,8 +190,10 @@ pub(super) fn switch_away(requeue: bool) {
     }
     // SAFETY: `next` is the idle task, which lives for ever, or carries the reference from the queue.
     let next = unsafe { &*next };
-    next.on_cpu.store(true, Ordering::Relaxed);
     next.cpu.store(cpu.index.get(), Ordering::Relaxed);
+    // Sequentially consistent with `interrupt`: either that sees the task on this CPU, and interrupts it,
+    // or the way back to application code sees the flag.
+    next.on_cpu.swap(true, Ordering::SeqCst);
     let (low, top) = next.stack_bounds();
     cpu.stack_low.set(low);
     cpu.stack_top.set(top);

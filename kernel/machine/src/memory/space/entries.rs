@@ -217,7 +217,7 @@ pub fn clear(start: u64, end: u64) {
 }
 
 /// Pages whose translations are gone from the table, but not yet from the TLBs.
-struct Batch {
+pub struct Batch {
     /// The first `count` are set.
     pages: [MaybeUninit<u64>; BATCH],
     count: usize,
@@ -226,11 +226,12 @@ struct Batch {
 }
 
 impl Batch {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { pages: [const { MaybeUninit::uninit() }; BATCH], count: 0, cached: None }
     }
 
-    fn add(&mut self, value: u64, address: u64) {
+    /// Takes the page of an entry that held `value` and has been emptied.
+    pub fn add(&mut self, value: u64, address: u64) {
         if self.count == BATCH {
             self.finish();
         }
@@ -242,7 +243,8 @@ impl Batch {
         }
     }
 
-    fn finish(&mut self) {
+    /// Flushes what some TLB may hold and lets go of the pages.
+    pub fn finish(&mut self) {
         if let Some((start, end)) = self.cached.take() {
             tlb::shoot_down(start, end);
         }

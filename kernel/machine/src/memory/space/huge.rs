@@ -162,7 +162,7 @@ fn take_out(start: u64, entry: *mut u64) -> frames::HugePage {
 
 /// Where the hand is that looks for unused pages. Moves under the space's lock.
 static HAND: AtomicU64 = AtomicU64::new(0);
-/// Huge pages looked at in one call, one in a hold of the lock.
+/// Huge pages looked at in one call, at most one in a hold of the lock.
 const LOOKED_AT: usize = 16;
 /// A huge page is split if at least so many of its pages are unused.
 const WORTH_IT: usize = 64;
@@ -173,44 +173,45 @@ const STRETCH: u64 = 1 << 30;
 /// memory is short, and small pages would not have taken them. A page of zeros counts as unused, since
 /// the next touch finds zeros again. Takes the space's lock.
 pub fn give_back_unused(wanted: usize) -> usize {
-    let mut freed = 0;
-    for _ in 0..LOOKED_AT {
-        if freed >= wanted || PRESENT_PAGES.load(Ordering::Relaxed) == 0 {
-            break;
-        }
+    let (mut freed, mut looked_at, mut ends) = (0, 0, 0);
+    while freed < wanted && looked_at < LOOKED_AT && ends < 2 && PRESENT_PAGES.load(Ordering::Relaxed) > 0 {
         let tree = SPACE.vmas.lock();
         match next_huge(&tree, HAND.load(Ordering::Relaxed)) {
-            Some((start, entry)) => {
+            Some((start, Some(entry))) => {
                 HAND.store(start + LARGE_PAGE, Ordering::Relaxed);
                 freed += drop_unused(start, entry);
+                looked_at += 1;
             }
-            // From the beginning again.
-            None => HAND.store(0, Ordering::Relaxed),
+            Some((end, None)) => HAND.store(end, Ordering::Relaxed),
+            None => {
+                // From the beginning again.
+                HAND.store(0, Ordering::Relaxed);
+                ends += 1;
+            }
         }
     }
     freed
 }
 
-/// The first huge page from `from` on: its address and entry.
-fn next_huge(tree: &VmaTree<Source>, from: u64) -> Option<(u64, *mut u64)> {
+/// The first huge page of the next stretch from `from` on: its address and entry; without an entry, where
+/// to go on.
+fn next_huge(tree: &VmaTree<Source>, from: u64) -> Option<(u64, Option<*mut u64>)> {
     let mut at = from;
-    let mut found = None;
-    while let Some(vma) = tree.find_first_from(at) {
+    loop {
+        let vma = tree.find_first_from(at)?;
         let start = at.max(vma.start);
         at = vma.end;
         if matches!(vma.backing, Source::Anonymous) {
-            at = vma.end.min(start.saturating_add(STRETCH));
-            paging::for_each_piece(start, at, |piece, _, leaf| {
+            let end = vma.end.min(start.saturating_add(STRETCH));
+            let mut found = None;
+            paging::for_each_piece(start, end, |piece, _, leaf| {
                 if let Leaf::Large(entry) = leaf {
                     found.get_or_insert((piece & !(LARGE_PAGE - 1), entry));
                 }
             });
-        }
-        if found.is_some() {
-            break;
+            return Some(found.map_or((end, None), |(start, entry)| (start, Some(entry))));
         }
     }
-    found
 }
 
 fn drop_unused(start: u64, entry: *mut u64) -> usize {

@@ -13,7 +13,7 @@ use rt::space::ObjectId;
 
 use super::{
     Source,
-    entries::{self, PRIVATE},
+    entries::{self, Batch, PRIVATE},
 };
 use crate::memory::{
     frames,
@@ -28,7 +28,9 @@ pub fn clear(tree: &VmaTree<Source>, object: ObjectId, pages: Range<u64>, copies
             let (start, end) = addresses(vma, &pages);
             entries::clear(start, end);
         } else {
-            each_file_entry(vma, &pages, |_, address, _| entries::clear(address, address + PAGE));
+            let mut batch = Batch::new();
+            each_file_entry(vma, &pages, |_, address, entry| batch.add(entries::exchange(entry, 0), address));
+            batch.finish();
         }
     });
 }
