@@ -17,9 +17,9 @@ pub struct Cli {
 pub enum Command {
     /// Run a jar, or a program in a folder.
     ///
-    /// The exit code is the application's own; else 120: the guest kernel panicked, 124: the time
-    /// limit passed, 125: this tool failed, 126: the machine could not be started, 127: there is
-    /// no main class or program.
+    /// The exit code is the application's own; else 120: the guest kernel panicked or ran out
+    /// of memory, 124: the time limit passed, 125: this tool failed, 126: the machine could not be
+    /// started, 127: there is no main class or program.
     Run(RunOptions),
     /// Run the kernel's built-in tests.
     #[command(hide = true)]
@@ -48,7 +48,7 @@ pub struct RunOptions {
     /// Print each system call.
     #[arg(long)]
     pub strace: bool,
-    /// Print when each boot phase was reached.
+    /// Print when each boot phase was reached, and the exits from the guest by cause.
     #[arg(long)]
     pub timing: bool,
     /// Environment variable for the application. May be repeated.

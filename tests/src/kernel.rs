@@ -3,7 +3,7 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
-use abi::BootConfig;
+use abi::{BootConfig, LogLevel};
 use vmm::{Machine, MachineType, Outcome};
 
 use crate::{
@@ -75,7 +75,9 @@ fn add_timing(suite: &mut Suite) {
 fn add_clock(suite: &mut Suite) {
     suite.add(Slice::Default, "kernel/clock-by-acpi-timer", || {
         let cpu_model = Some("qemu64,-cx16,-hypervisor".to_owned());
-        check(&Machine { machine_type: MachineType::Q35, cpus: 2, cpu_model, ..named("clock-remembers") })
+        let mut machine = Machine { machine_type: MachineType::Q35, cpus: 2, cpu_model, ..named("clock-remembers") };
+        machine.boot.log_level = LogLevel::Info;
+        check_saying(&machine, &["(by the ACPI timer)", "APIC timer at", "(refined)"])
     });
 }
 
@@ -146,6 +148,11 @@ fn add_fatal(suite: &mut Suite) {
 }
 
 pub fn check(machine: &Machine) -> Verdict {
+    check_saying(machine, &[])
+}
+
+/// The tests pass, and the console has all of `words`.
+fn check_saying(machine: &Machine, words: &[&str]) -> Verdict {
     let run = match guest::run(machine) {
         Ok(run) => run,
         Err(why) => return Verdict::Failed(why),
@@ -154,6 +161,10 @@ pub fn check(machine: &Machine) -> Verdict {
     let failed: String =
         tests.iter().filter(|test| !test.ok).map(|test| format!("{}: {}\n", test.name, test.detail)).collect();
     let orderly = matches!(run.report.outcome, Outcome::Exited { code: 0, .. });
+    let console = String::from_utf8_lossy(&run.output);
+    if let Some(word) = words.iter().find(|word| !console.contains(**word)) {
+        return run.fail(format!("the console does not say {word}"));
+    }
     if orderly && failed.is_empty() && !tests.is_empty() {
         return Verdict::Passed;
     }

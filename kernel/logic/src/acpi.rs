@@ -158,6 +158,20 @@ impl Acpi {
         Ok(acpi)
     }
 
+    /// Leaves out whatever does not lie below `end`, which is as far as the CPU's addresses reach.
+    pub fn keep_below(&mut self, end: u64) {
+        let below = |register: &Register| !matches!(register, Register::Memory(address) if *address >= end);
+        let reaches = |start: u64, len: u64| start.checked_add(len).is_some_and(|stop| stop <= end);
+        self.local_apic = self.local_apic.filter(|address| reaches(*address, 4096));
+        self.ioapics.retain(|ioapic| reaches(ioapic.address, 4096));
+        self.ecam.retain(|ecam| reaches(ecam.base, (u64::from(ecam.last_bus) + 1) << 20));
+        self.pci_windows.retain(|window| window.1 <= end);
+        self.virtio_mmio.retain(|device| reaches(device.address, 4096));
+        self.power.sleep_control = self.power.sleep_control.filter(below);
+        self.power.reset = self.power.reset.filter(|(register, _)| below(register));
+        self.pm_timer = self.pm_timer.filter(|timer| below(&timer.register));
+    }
+
     /// Where an ISA interrupt arrives: (global interrupt, level, active low).
     pub fn isa_route(&self, irq: u8) -> (u32, bool, bool) {
         match self.overrides.iter().find(|o| o.irq == irq) {

@@ -181,15 +181,6 @@ impl StartInfo {
         }
         Err(PvhError::EndlessCommandLine(out.len()))
     }
-
-    /// Where the structure's own lists lie, so that they are not handed out as free memory before
-    /// they have been read: (start, length).
-    pub fn lists(&self) -> [(u64, u64); 2] {
-        [
-            (self.regions.0, u64::from(self.regions.1) * REGION_LEN as u64),
-            (self.modules.0, u64::from(self.modules.1) * MODULE_LEN as u64),
-        ]
-    }
 }
 
 /// Usable RAM from `low` on: whole pages, sorted, neighbours joined, without what another entry says
@@ -288,7 +279,6 @@ mod tests {
         assert_eq!(info.modules(&memory).collect::<Vec<_>>(), [Module { start: 0x40_0000, len: 0x1234 }]);
         assert_eq!(info.command_line(&memory, &mut [0; 64]), Ok(&b"loglevel=3 quiet"[..]));
         assert_eq!(info.command_line(&memory, &mut [0; 17]), Ok(&b"loglevel=3 quiet"[..]));
-        assert_eq!(info.lists(), [(0x1300, 72), (0x1200, 32)]);
     }
 
     #[test]

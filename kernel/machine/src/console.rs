@@ -96,6 +96,7 @@ pub fn waits_for_terminal() -> bool {
 
 /// The virtio terminal is there.
 pub fn use_terminal() {
+    make_room_for_input();
     let _output = OUTPUT.lock();
     SINK.store(TERMINAL, Ordering::Relaxed);
     emit_early();
@@ -161,11 +162,19 @@ pub fn wait_input(deadline_ns: Option<u64>) -> Parked {
     }
 }
 
+/// So that nothing is allocated where input is taken: in an interrupt, under the device's lock.
+fn make_room_for_input() {
+    let mut input = INPUT.lock();
+    let room = INPUT_LIMIT.saturating_sub(input.len());
+    input.reserve_exact(room);
+}
+
 /// Routes the serial port's interrupt, so that input arrives. Without an I/O APIC there is none.
 pub fn enable_input(firmware: &Acpi) {
     if !serial::is_present() {
         return;
     }
+    make_room_for_input();
     let (gsi, level, active_low) = firmware.isa_route(serial::ISA_IRQ);
     let Some(vector) = irq::allocate(take_input, 0) else { return };
     if ioapic::route(gsi, vector, level, active_low, apic::id()) {

@@ -221,16 +221,20 @@ fn measure_by_apic(apic_hz: u64) -> u64 {
 /// measured is measured again later, over a longer time. On the boot CPU, before the others start.
 pub fn set_reference(timer: Option<PmTimer>) {
     let Some(timer) = timer.and_then(ByPmTimer::new) else { return };
-    if is_exact() || !RATE_IS_MEASURED.load(Ordering::Relaxed) {
+    let (is_measured, apic_is_guessed) =
+        (RATE_IS_MEASURED.load(Ordering::Relaxed), APIC_IS_GUESSED.load(Ordering::Relaxed));
+    if is_exact() || !is_measured && !apic_is_guessed {
         return;
     }
     let mut refinement = REFINEMENT.lock();
     let mut from = None;
-    if APIC_IS_GUESSED.load(Ordering::Relaxed) {
-        let Some((hz, sample)) = clock::measure(&timer) else { return };
-        log::info!("time stamp counter at {} kHz (by the ACPI timer)", hz / 1000);
-        change_rate(hz);
-        from = Some(sample);
+    if apic_is_guessed {
+        if is_measured {
+            let Some((hz, sample)) = clock::measure(&timer) else { return };
+            log::info!("time stamp counter at {} kHz (by the ACPI timer)", hz / 1000);
+            change_rate(hz);
+            from = Some(sample);
+        }
         if !apic::has_tsc_deadline() {
             apic::arm_after(u32::MAX);
             if let Some((hz, _)) = clock::measure(&ApicByPmTimer(timer)) {
@@ -240,9 +244,17 @@ pub fn set_reference(timer: Option<PmTimer>) {
             apic::arm_after(0);
         }
     }
+    if !is_measured {
+        return;
+    }
     let first = Refinement::new(from.unwrap_or_else(|| Sample::take(&timer)), now_ns());
     REFINE_AT_NS.store(first.due_ns(), Ordering::Relaxed);
     *refinement = Some((timer, first));
+}
+
+/// The clock's rate will not change any more.
+pub fn is_settled() -> bool {
+    REFINE_AT_NS.load(Ordering::Relaxed) == u64::MAX
 }
 
 /// The second measurement is due.

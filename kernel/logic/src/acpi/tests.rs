@@ -141,6 +141,25 @@ fn reads_a_q35() {
 }
 
 #[test]
+fn leaves_out_what_the_cpu_does_not_reach() {
+    let whole = Acpi::read(&machine(true, true), RSDP).unwrap();
+    let mut acpi = whole.clone();
+    acpi.keep_below(1 << 40);
+    assert_eq!(acpi, whole);
+    acpi.keep_below(0xfeb0_0200);
+    assert_eq!(acpi.virtio_mmio, [], "their page ends beyond");
+    assert_eq!(acpi.power.sleep_control, Some(Register::Memory(0xfea0_0200)));
+    acpi.keep_below(0xfea0_0200);
+    assert_eq!(acpi.power.sleep_control, None);
+    let mut acpi = Acpi::read(&machine(false, true), RSDP).unwrap();
+    acpi.power.reset = Some((Register::Memory(u64::MAX), 1));
+    acpi.ecam.push(Ecam { base: (1 << 40) - (255 << 20), segment: 1, first_bus: 0, last_bus: 255 });
+    acpi.keep_below(1 << 40);
+    assert_eq!((acpi.power.reset, acpi.ecam.len()), (None, 1), "the last bus would lie beyond");
+    assert_eq!(acpi.power.pm1a_control, Some(0x604), "a port is no address");
+}
+
+#[test]
 fn reads_a_microvm() {
     let acpi = Acpi::read(&machine(true, true), RSDP).unwrap();
     assert_eq!(acpi.power.sleep_control, Some(Register::Memory(0xfea0_0200)));

@@ -59,7 +59,10 @@ pub fn read(info: &BootInfo) -> Acpi {
     let end = 1 << features::physical_address_bits().min(52);
     let tables = Tables { window: Cell::new((0, 0, 0)), end };
     match Acpi::read(&tables, info.rsdp) {
-        Ok(acpi) => acpi,
+        Ok(mut acpi) => {
+            acpi.keep_below(end);
+            acpi
+        }
         // Firecracker without ACPI, for one, is no reason to worry.
         Err(error @ AcpiError::NoRootPointer) if info.rsdp == 0 => {
             log::info!("{error}: one CPU, devices by command line only");

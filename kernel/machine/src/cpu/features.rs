@@ -39,6 +39,11 @@ pub fn physical_address_bits() -> u32 {
     if cpuid(0x8000_0000, 0).0 >= LEAF { cpuid(LEAF, 0).0 & 0xff } else { UNKNOWN }
 }
 
+/// A page table entry can hold this physical address.
+pub fn is_address(physical: u64) -> bool {
+    physical >> physical_address_bits().min(52) == 0
+}
+
 /// Switches on what the kernel uses. Once on every CPU, the boot CPU first.
 pub fn enable() {
     let vectors = xstate::vector_state(&ThisCpu, VECTOR_STATE_BYTES as u32);

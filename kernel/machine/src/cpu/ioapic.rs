@@ -62,7 +62,8 @@ pub fn add(address: u64, first_gsi: u32) {
     IOAPICS.lock().push(ioapic);
 }
 
-/// Routes a global interrupt to `vector` on one CPU. False: no I/O APIC has that line.
+/// Routes a global interrupt to `vector` on one CPU. False: no I/O APIC has that line, or it already leads
+/// to another vector.
 pub fn route(gsi: u32, vector: u8, level: bool, active_low: bool, apic_id: u32) -> bool {
     let ioapics = IOAPICS.lock();
     let Some(ioapic) = ioapics.iter().find(|io| (io.first_gsi..io.first_gsi + io.lines).contains(&gsi)) else {
@@ -75,6 +76,10 @@ pub fn route(gsi: u32, vector: u8, level: bool, active_low: bool, apic_id: u32) 
     if active_low {
         low |= ACTIVE_LOW;
     }
-    ioapic.set_line(gsi - ioapic.first_gsi, low, apic_id);
+    let line = gsi - ioapic.first_gsi;
+    if ioapic.read(0x10 + 2 * line) & MASKED == 0 {
+        return false;
+    }
+    ioapic.set_line(line, low, apic_id);
     true
 }

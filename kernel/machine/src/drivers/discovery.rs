@@ -15,7 +15,10 @@ use logic::{
 };
 
 use super::{memory::Window, pci::Host};
-use crate::cpu::{apic, ioapic, irq};
+use crate::cpu::{apic, features, ioapic, irq};
+
+/// Registers and configuration of any device that is driven here; who announces more gets no more mapped.
+const MMIO_BYTES: u64 = 4096;
 
 /// A device that nobody drives yet.
 pub struct Found {
@@ -60,7 +63,7 @@ pub fn find(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<Found> {
         }
     }
     for place in mmio_places(acpi, announced) {
-        let Ok(len) = u32::try_from(place.len) else { continue };
+        let len = place.len.min(MMIO_BYTES) as u32;
         // An empty slot, of which microvm has many, is no device.
         if let Ok(transport) = MmioTransport::new(Window::map(place.address, len)) {
             found.push(Found { device_type: transport.device_type(), place: Place::Mmio(place, transport) });
@@ -72,7 +75,7 @@ pub fn find(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<Found> {
 /// Announced twice, as on microvm, a device counts once; the tables know more about the wire.
 fn mmio_places(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<VirtioMmio> {
     let mut places = acpi.virtio_mmio.clone();
-    for device in announced {
+    for device in announced.iter().filter(|device| features::is_address(device.base)) {
         if places.iter().all(|place| place.address != device.base) {
             places.push(VirtioMmio {
                 address: device.base,

@@ -16,7 +16,7 @@ use logic::{
 use x86_64::instructions::port::Port;
 
 use super::memory::Window;
-use crate::cpu::{apic, exits, ioapic, irq, lock::IrqSpin};
+use crate::cpu::{apic, exits, features, ioapic, irq, lock::IrqSpin};
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
@@ -26,6 +26,8 @@ const ENABLE: u32 = 1 << 31;
 /// have, and within the 40 physical address bits of the smallest CPU model.
 const SPARE_LOW: BarWindow = BarWindow { next: 0xf000_0000, end: 0xfe00_0000 };
 const SPARE_HIGH: BarWindow = BarWindow { next: 0x40_0000_0000, end: 0x80_0000_0000 };
+/// Mapped at most of one part of a BAR: no driver here reaches further, whatever a capability claims.
+const PART_BYTES: u32 = 4 << 20;
 
 enum Access {
     Ports,
@@ -112,8 +114,9 @@ impl Host {
     pub fn map_bar(&self, function: &Function, bar: u8, offset: u32, len: u32) -> Option<Window> {
         let bar = pci::memory_bar(self, function, bar)?;
         let end = u64::from(offset).checked_add(u64::from(len))?;
-        let usable = len > 0 && end <= bar.len && bar.address != 0 && offset.is_multiple_of(4);
-        usable.then(|| Window::map(bar.address + u64::from(offset), len))
+        let reached = bar.address.checked_add(end).is_some_and(features::is_address);
+        let usable = reached && len > 0 && end <= bar.len && bar.address != 0 && offset.is_multiple_of(4);
+        usable.then(|| Window::map(bar.address + u64::from(offset), len.min(PART_BYTES)))
     }
 
     /// It can interrupt by messages.
@@ -122,8 +125,8 @@ impl Host {
     }
 
     /// Lets the function's interrupt wire call `run(data)` on this CPU, for a function without MSI-X.
-    /// False: firmware has not said where the wire leads, or all vectors are taken. The line is not
-    /// shared: whoever has messages does not use its wire.
+    /// False: firmware has not said where the wire leads, another has that line, or all vectors are taken.
+    /// (Whoever has messages does not use its wire.)
     pub fn connect_wire(&self, function: &Function, run: fn(usize), data: usize) -> bool {
         let Some(irq) = pci::interrupt_line(self, function) else { return false };
         let (gsi, active_low) = self.isa_routes[usize::from(irq)];

@@ -14,8 +14,8 @@ const KEYBOARD_COMMAND: u16 = 0x64;
 const PULSE_RESET: u8 = 0xfe;
 const SLEEP_ENABLE: u16 = 1 << 13;
 
-/// ACPI's soft-off: the PM1a control port and the sleep type of S5.
-static SOFT_OFF: Once<(u16, u16)> = Once::new();
+/// ACPI's soft-off: the PM1a control port and the sleep type of S5; the same of PM1b, if there is one.
+static SOFT_OFF: Once<[Option<(u16, u16)>; 2]> = Once::new();
 
 /// A register that [`off`] may use, and the value that works.
 #[derive(Clone, Copy)]
@@ -30,8 +30,9 @@ static REGISTERS: Once<[Option<Way>; 2]> = Once::new();
 
 /// Takes over what ACPI says about power-off. Registers are mapped now: a panic must not need to.
 pub fn set_registers(power: &Power) {
-    if let (Some(port), Some((sleep_type, _))) = (power.pm1a_control, power.s5_type) {
-        SOFT_OFF.call_once(|| (port, u16::from(sleep_type)));
+    if let Some((type_a, type_b)) = power.s5_type {
+        let control = |port: Option<u16>, sleep_type| port.map(|port| (port, u16::from(sleep_type)));
+        SOFT_OFF.call_once(|| [control(power.pm1a_control, type_a), control(power.pm1b_control, type_b)]);
     }
     REGISTERS.call_once(|| {
         let way = |(register, value)| match register {
@@ -72,7 +73,7 @@ pub fn off(code: u32) -> ! {
     // registers are device windows that `set_registers` mapped for good.
     unsafe {
         Port::<u32>::new(abi::exit::PORT).write(code);
-        if let Some(&(port, sleep_type)) = SOFT_OFF.get() {
+        for &(port, sleep_type) in SOFT_OFF.get().into_iter().flatten().flatten() {
             Port::<u16>::new(port).write(sleep_type << 10 | SLEEP_ENABLE);
         }
         for way in REGISTERS.get().into_iter().flatten().flatten() {

@@ -278,10 +278,9 @@ pub fn quiesce() -> Result<(), String> {
             result = Err(format!("round {round}: a device does not stop"));
             break;
         }
-        // Whoever had a result only had to take it.
-        pause(300_000);
         let stopped = TRANSFERS.load(SeqCst);
-        pause(300_000);
+        // Far more than a transfer takes. Each task may end the one whose last result it had already.
+        pause(20_000_000);
         if TRANSFERS.load(SeqCst) > stopped + TASKS {
             result = Err(format!("round {round}: the disk works although it is stopped"));
         }
