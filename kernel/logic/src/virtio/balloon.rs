@@ -59,6 +59,8 @@ pub struct Balloon<T, D> {
     /// The device has given the statistics buffer back: it wants new ones.
     statistics_wanted: bool,
     switched_off: bool,
+    /// Not even a reset stopped the device.
+    silent: bool,
 }
 
 const INFLATE: usize = 0;
@@ -108,6 +110,7 @@ impl<T: Transport, D: Dma> Balloon<T, D> {
             reporting: false,
             statistics_wanted: false,
             switched_off: false,
+            silent: false,
         };
         balloon.start()?;
         Ok(balloon)
@@ -126,14 +129,25 @@ impl<T: Transport, D: Dma> Balloon<T, D> {
     }
 
     /// Resets the device, with which nothing may be in flight: [`Balloon::resume`] goes on. False: it
-    /// is busy, or does not stop.
+    /// is busy, or does not stop, and is given up.
     pub fn quiesce(&mut self) -> bool {
-        self.transferring.is_none() && !self.reporting && !self.switched_off && self.transport.reset()
+        let idle = self.transferring.is_none() && !self.reporting && !self.switched_off;
+        if !idle {
+            return false;
+        }
+        self.silent = !self.transport.reset();
+        self.switched_off = self.silent;
+        !self.switched_off
     }
 
     /// Starts the device again, with the features it had. It knows the pages that it was lent by
-    /// `actual` alone.
+    /// `actual` alone. If it is not the same device any more, it is switched off; the error as
+    /// [`Balloon::work`]'s.
     pub fn resume(&mut self, actual: u32) -> Result<(), VirtioError> {
+        self.start_again(actual).or_else(|error| self.switch_off().and(Err(error)))
+    }
+
+    fn start_again(&mut self, actual: u32) -> Result<(), VirtioError> {
         transport::renegotiate(&mut self.transport, self.features)?;
         self.queues.iter_mut().flatten().for_each(Queue::clear);
         self.start()?;
@@ -254,7 +268,7 @@ impl<T: Transport, D: Dma> Balloon<T, D> {
     /// [`VirtioError::Silent`]: not even the reset helps, and it may still use what it was given.
     pub fn work(&mut self) -> Result<(), VirtioError> {
         if self.switched_off {
-            return Err(VirtioError::Lied);
+            return Err(if self.silent { VirtioError::Silent } else { VirtioError::Lied });
         }
         match self.take_finished() {
             Ok(()) => Ok(()),
@@ -265,7 +279,8 @@ impl<T: Transport, D: Dma> Balloon<T, D> {
     /// Gives up on the device.
     pub fn switch_off(&mut self) -> Result<(), VirtioError> {
         self.switched_off = true;
-        if !self.transport.reset() {
+        self.silent = !self.transport.reset();
+        if self.silent {
             return Err(VirtioError::Silent);
         }
         (self.transferring, self.reporting) = (None, false);

@@ -154,9 +154,14 @@ impl<T: Transport, D: Dma> Block<T, D> {
         self.slots.iter().filter(|slot| matches!(slot, Slot::Flying { .. })).count()
     }
 
-    /// Resets the paused device, which has finished its requests. False: it has not, or does not stop.
+    /// Resets the paused device, which has finished its requests. False: it has not, or does not stop, and
+    /// is given up.
     pub fn quiesce(&mut self) -> bool {
-        self.paused && !self.switched_off && self.in_flight() == 0 && self.transport.reset()
+        if !self.paused || self.switched_off || self.in_flight() > 0 {
+            return false;
+        }
+        self.switched_off = !self.transport.reset();
+        !self.switched_off
     }
 
     /// Starts the device again, with the features and the size it had, and lets requests go on. If it is
@@ -282,8 +287,9 @@ impl<T: Transport, D: Dma> Block<T, D> {
                     let slot = usize::from(self.slot_of[usize::from(head)]);
                     let Slot::Flying { device_writes } = self.slots[slot] else { continue };
                     let status = self.requests.load8(slot * SLOT_LEN + STATUS_AT);
-                    // An error need not say how much was written; success must.
-                    let good = status == 0 && written == device_writes;
+                    // An error need not say how much was written; success must, except by devices of before
+                    // virtio 1.0, many of which get it wrong (2.7.8.3).
+                    let good = status == 0 && (written == device_writes || self.transport.is_legacy());
                     self.slots[slot] = Slot::Done(if good { Ok(()) } else { Err(BlockError::Io) });
                     done(slot);
                 }

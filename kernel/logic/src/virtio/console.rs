@@ -171,10 +171,13 @@ impl<T: Transport, D: Dma> Console<T, D> {
     }
 
     /// Resets the device, with which nothing may be in flight: [`Console::resume`] goes on. False: it is
-    /// busy (ask [`Console::work`] first), or does not stop.
+    /// busy (ask [`Console::work`] first), or does not stop, and is given up.
     pub fn quiesce(&mut self) -> bool {
         let idle = !self.is_writing() && self.terminal_is_idle();
-        self.quiesced |= idle && !self.switched_off && self.transport.reset();
+        if idle && !self.switched_off && !self.quiesced {
+            self.quiesced = self.transport.reset();
+            self.switched_off = !self.quiesced;
+        }
         self.quiesced
     }
 
@@ -214,9 +217,9 @@ impl<T: Transport, D: Dma> Console<T, D> {
         self.terminal.is_some()
     }
 
-    /// Port 0 is there.
+    /// Port 0 is there, and not stopped for a while.
     pub fn has_terminal(&self) -> bool {
-        !self.switched_off && self.terminal.as_ref().is_some_and(|terminal| terminal.ready)
+        !self.switched_off && !self.quiesced && self.terminal.as_ref().is_some_and(|terminal| terminal.ready)
     }
 
     /// Takes in what the device says, and answers. A device that lies is reset.

@@ -100,6 +100,9 @@ struct State {
     rings: Vec<Ring>,
     config: Vec<u8>,
     generation: u32,
+    legacy: bool,
+    /// Takes no reset.
+    stuck: bool,
 }
 
 /// A machine's memory, handed out to drivers from the start.
@@ -131,7 +134,9 @@ impl Machine {
     pub fn device(&self, kind: u32, features: u64, sizes: &[u16], config: &[u8]) -> Device {
         let rings = sizes.iter().map(|size| Ring { size: *size, most: *size, ..Ring::default() }).collect();
         let features = features | super::feature::VERSION_1;
-        let state = State { features, accepted: 0, status: 0, rings, config: config.to_vec(), generation: 0 };
+        let config = config.to_vec();
+        let state =
+            State { features, accepted: 0, status: 0, rings, config, generation: 0, legacy: false, stuck: false };
         Device { kind, state: Rc::new(RefCell::new(state)), ram: self.ram.clone() }
     }
 }
@@ -149,13 +154,16 @@ impl Transport for Device {
         self.kind
     }
     fn is_legacy(&self) -> bool {
-        false
+        self.state.borrow().legacy
     }
     fn status(&self) -> u8 {
         self.state.borrow().status
     }
     fn set_status(&mut self, status: u8) {
         let mut state = self.state.borrow_mut();
+        if state.stuck {
+            return;
+        }
         state.status = status;
         if status == 0 {
             // A reset forgets the queues.
@@ -216,6 +224,16 @@ impl Device {
     /// From now on offers these features.
     pub fn offer(&self, features: u64) {
         self.state.borrow_mut().features = features | super::feature::VERSION_1;
+    }
+
+    /// It is one of before virtio 1.0.
+    pub fn make_legacy(&self) {
+        self.state.borrow_mut().legacy = true;
+    }
+
+    /// From now on takes no reset.
+    pub fn get_stuck(&self) {
+        self.state.borrow_mut().stuck = true;
     }
 
     /// How often the driver rang.

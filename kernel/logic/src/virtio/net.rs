@@ -125,10 +125,13 @@ impl<T: Transport, D: Dma> Network<T, D> {
 
     /// Resets the device once all frames are out that were sent. Until [`Network::resume`] there is no
     /// room for more. What was received and not taken is lost, as frames may be. False: some are not out
-    /// yet, or the device does not stop.
+    /// yet, or the device does not stop, and is given up.
     pub fn quiesce(&mut self) -> bool {
         let idle = self.take_sent().is_ok() && self.send.is_idle();
-        self.quiesced |= idle && self.transport.reset();
+        if idle {
+            self.quiesced = self.transport.reset();
+            self.switched_off = !self.quiesced;
+        }
         self.quiesced
     }
 
@@ -368,6 +371,10 @@ mod tests {
         device.configure(CONFIG_MAC, 7);
         assert_eq!(network.resume(), Err(VirtioError::Unusable));
         assert_eq!(network.send(&[1; 60]), Err(SendError::Gone));
+        // One that does not stop is given up.
+        let (mut network, device) = start();
+        device.get_stuck();
+        assert!(!network.quiesce() && network.is_switched_off());
     }
 
     #[test]

@@ -33,7 +33,7 @@ static NETWORKS: Once<Vec<Arc<dyn NetDevice>>> = Once::new();
 /// A device whose driver can stop and go on, for snapshots of the machine.
 pub trait Quiesce: Send + Sync {
     /// Waits for the requests in flight and resets the device; new requests wait. In task context. False:
-    /// the device does not stop, or was given up before; the driver goes on as before.
+    /// it does not finish them, and the driver goes on as before; or it does not stop, and is given up.
     fn quiesce(&self) -> bool;
     /// Starts the device again, with the features it had, and lets requests go on. An error: it is not
     /// the same device any more, and is given up.

@@ -162,8 +162,13 @@ impl Driver {
         start: impl FnOnce(&mut Balloon<DeviceTransport, DmaArea>) -> bool,
         busy: impl Fn(&Balloon<DeviceTransport, DmaArea>) -> bool,
     ) -> Result<(), VirtioError> {
-        if !start(&mut self.device.lock()) {
-            return Err(VirtioError::NoRoom);
+        {
+            let mut device = self.device.lock();
+            if !start(&mut device) {
+                // Switched off meanwhile; or it says that the one before is finished, and it is not.
+                device.work()?;
+                return device.switch_off().and(Err(VirtioError::Lied));
+            }
         }
         let deadline = time::now_ns() + PATIENCE_NS;
         loop {
@@ -286,10 +291,15 @@ impl Driver {
             return Ok(false);
         }
         // Told before they are used, whether or not the host insists on it.
-        self.exchange(|device| device.transfer(Direction::Deflate, numbers), |device| device.is_transferring())?;
-        self.device.lock().set_actual(state.lent.count());
-        balloon::scatter(numbers);
-        Ok(true)
+        let result =
+            self.exchange(|device| device.transfer(Direction::Deflate, numbers), |device| device.is_transferring());
+        if result.is_ok() {
+            self.device.lock().set_actual(state.lent.count());
+        }
+        if result != Err(VirtioError::Silent) {
+            balloon::scatter(numbers);
+        }
+        result.map(|()| true)
     }
 
     fn deflate_for_memory(&self) -> bool {
@@ -300,11 +310,18 @@ impl Driver {
             }
             device.target()
         };
-        let came = self.deflate(TRANSFER_PAGES) == Ok(true);
-        if came {
-            self.state.lock().too_much = Some(wanted);
+        match self.deflate(TRANSFER_PAGES) {
+            Ok(false) => false,
+            Ok(true) => {
+                self.state.lock().too_much = Some(wanted);
+                true
+            }
+            // Given up, it brings all pages back.
+            Err(error) => {
+                self.lost(error);
+                error != VirtioError::Silent
+            }
         }
-        came
     }
 
     /// Reports free memory when its time has come. The result is when that will be.
@@ -385,18 +402,29 @@ impl Quiesce for Driver {
     fn quiesce(&self) -> bool {
         // Nothing is in flight when nobody holds the state.
         let mut state = self.state.lock();
-        state.quiesced = state.quiesced || self.device.lock().quiesce();
-        state.quiesced
+        let mut device = self.device.lock();
+        let before = device.is_switched_off();
+        state.quiesced = state.quiesced || device.quiesce();
+        let (quiesced, lost) = (state.quiesced, !before && device.is_switched_off());
+        drop(device);
+        drop(state);
+        if lost {
+            self.lost(VirtioError::Silent);
+        }
+        quiesced
     }
 
     fn resume(&self) -> Result<(), VirtioError> {
         let mut state = self.state.lock();
-        if state.quiesced {
-            self.device.lock().resume(state.lent.count())?;
-            state.quiesced = false;
-        }
+        let resumed = match core::mem::take(&mut state.quiesced) {
+            true => self.device.lock().resume(state.lent.count()),
+            false => Ok(()),
+        };
         drop(state);
-        self.tell();
-        Ok(())
+        match resumed {
+            Ok(()) => self.tell(),
+            Err(error) => self.lost(error),
+        }
+        resumed
     }
 }

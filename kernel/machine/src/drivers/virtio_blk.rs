@@ -304,7 +304,11 @@ impl<T: Transport + Send> Quiesce for VirtioDisk<T> {
             }
             if inner.block.is_switched_off() || inner.block.in_flight() == 0 || time::now_ns() > deadline {
                 inner.block.go_on();
+                let lost = inner.block.is_switched_off();
                 drop(inner);
+                if lost {
+                    log::error!("a virtio disk cannot be stopped: it is switched off");
+                }
                 self.full.wake_all();
                 return false;
             }

@@ -118,6 +118,16 @@ fn goes_on_after_quiesce() {
     assert!(balloon.quiesce());
     device.offer(FEATURE_STATISTICS);
     assert_eq!(balloon.resume(1), Err(VirtioError::Unusable));
+    assert!(balloon.is_switched_off());
+    assert_eq!(balloon.work(), Err(VirtioError::Lied));
+}
+
+#[test]
+fn a_device_that_does_not_stop_is_given_up() {
+    let (mut balloon, device) = start(ALL);
+    device.get_stuck();
+    assert!(!balloon.quiesce() && balloon.is_switched_off());
+    assert_eq!(balloon.work(), Err(VirtioError::Silent), "it may still use what it was given");
 }
 
 #[test]

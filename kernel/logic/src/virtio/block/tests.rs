@@ -194,6 +194,31 @@ fn goes_on_after_quiesce() {
     assert_eq!(block.submit(Operation::Read, 0, &[(buffer, 512)]), Err(BlockError::Io));
 }
 
+#[test]
+fn a_device_that_does_not_stop_is_given_up() {
+    let (mut block, disk, buffer) = start(INDIRECT, 128);
+    disk.device.get_stuck();
+    block.pause();
+    assert!(!block.quiesce() && block.is_switched_off());
+    assert_eq!(block.submit(Operation::Read, 0, &[(buffer, 512)]), Err(BlockError::Io));
+}
+
+#[test]
+fn lengths_written_count_only_since_virtio_1() {
+    for legacy in [false, true] {
+        let (mut block, mut disk, buffer) = start(INDIRECT, 128);
+        if legacy {
+            disk.device.make_legacy();
+        }
+        let slot = block.submit(Operation::Read, 0, &[(buffer, 512)]).unwrap().unwrap();
+        let head = disk.device.take(0)[0];
+        disk.serve(head);
+        disk.device.answer(0, u32::from(head), 0);
+        block.complete(|_| ());
+        assert_eq!(block.take(slot), Some(if legacy { Ok(()) } else { Err(BlockError::Io) }));
+    }
+}
+
 struct Empty;
 
 impl Registers for Empty {

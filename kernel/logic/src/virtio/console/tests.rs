@@ -230,6 +230,39 @@ fn a_device_that_says_much_and_hears_nothing_is_switched_off() {
 }
 
 #[test]
+fn a_terminal_goes_on_after_quiesce() {
+    for several in [false, true] {
+        let (mut console, mut host) = terminal(several);
+        assert_eq!(console.write_terminal(b"text"), 4);
+        assert!(!console.quiesce(), "bytes are in flight");
+        let head = host.device.take(TERMINAL_OUT).pop().unwrap();
+        host.device.answer(TERMINAL_OUT, u32::from(head), 0);
+        console.work().unwrap();
+        assert!(console.quiesce());
+        assert_eq!(console.work(), Ok(()));
+        assert!(!console.has_terminal() && console.write_terminal(b"x") == 0, "it takes nothing for a while");
+        console.resume().unwrap();
+        host.buffers.clear();
+        if several {
+            assert_eq!(host.hear(), Some((event::DEVICE_READY, 1)));
+            assert!(!console.has_terminal(), "the port has to be found again");
+            host.say(TERMINAL, event::PORT_ADD, 0, b"");
+            console.work().unwrap();
+        }
+        assert!(console.has_terminal());
+        assert_eq!(console.write_terminal(b"text"), 4);
+    }
+}
+
+#[test]
+fn a_device_that_does_not_stop_is_given_up() {
+    let (mut console, host) = terminal(false);
+    host.device.get_stuck();
+    assert!(!console.quiesce() && !console.has_terminal());
+    assert_eq!(console.work(), Err(VirtioError::Lied));
+}
+
+#[test]
 fn goes_on_after_quiesce() {
     let (mut console, mut host) = open();
     for round in 0..5 {
