@@ -2,13 +2,14 @@
 //!
 //! The 16550 serves from the first instruction on, where there is one. Where there is none, or the command
 //! line wants the virtio terminal, what is written before that has started is kept, as far as there is
-//! room, and written then.
+//! room, and written then; if the machine ends before, by the 16550.
 //!
 //! Output is the application's, unchanged; the kernel adds its log (`log` crate, level from the
 //! command line) and control frames ([`abi::control`]).
 //!
 //! # Locking
-//! [`OUTPUT`] keeps one writer's bytes together. A panic writes past it. [`INPUT`] before the device's own.
+//! [`OUTPUT`] keeps one writer's bytes together; then [`EARLY`], then the device's own. Panics and NMIs
+//! write past it ([`PastLocks`]), and do without what they find taken. [`INPUT`] before the device's own.
 use alloc::collections::VecDeque;
 use core::{
     fmt::{self, Write},
@@ -28,6 +29,7 @@ use crate::{
         lock::{IrqSpin, IrqSpinGuard},
     },
     drivers::{control, serial, virtio_console},
+    panic,
 };
 
 static OUTPUT: IrqSpin<()> = IrqSpin::new(());
@@ -53,18 +55,23 @@ static EARLY: IrqSpin<Early> = IrqSpin::new(Early { bytes: [0; 4096], len: 0 });
 /// Bytes to the console, together.
 pub fn write(bytes: &[u8]) {
     let _output = OUTPUT.lock();
-    emit(bytes);
+    emit(bytes, false);
 }
 
-fn emit(bytes: &[u8]) {
+/// `past_locks`: the caller may have interrupted, or stopped, who holds one. Otherwise under the output's.
+fn emit(bytes: &[u8], past_locks: bool) {
     let written = match SINK.load(Ordering::Relaxed) {
         SERIAL => return serial::write(bytes),
-        TERMINAL => virtio_console::write(bytes),
+        TERMINAL if past_locks || emit_early() => virtio_console::write(bytes, past_locks),
+        KEPT if past_locks && serial::is_present() => {
+            // The terminal may never come.
+            emit_early_to_serial();
+            return serial::write(bytes);
+        }
         _ => 0,
     };
     // Not there yet, or stopped for a while.
     let kept = &bytes[written..];
-    // A panic may have stopped who holds it.
     if !kept.is_empty()
         && let Some(mut early) = EARLY.try_lock()
     {
@@ -75,13 +82,22 @@ fn emit(bytes: &[u8]) {
     }
 }
 
-/// Writes what was kept. Under the output's lock.
-fn emit_early() {
+/// Writes what was kept to the terminal. False: not all of it goes now. Under the output's lock.
+fn emit_early() -> bool {
     let mut early = EARLY.lock();
-    let len = core::mem::take(&mut early.len);
-    let bytes = early.bytes;
-    drop(early);
-    emit(&bytes[..len]);
+    let len = early.len;
+    let written = virtio_console::write(&early.bytes[..len], false);
+    early.bytes.copy_within(written..len, 0);
+    early.len -= written;
+    early.len == 0
+}
+
+/// Writes what was kept to the serial port, unless somebody is at it.
+fn emit_early_to_serial() {
+    if let Some(mut early) = EARLY.try_lock() {
+        let len = core::mem::take(&mut early.len);
+        serial::write(&early.bytes[..len]);
+    }
 }
 
 /// From now on keeps what is written, for the terminal that is to come.
@@ -107,14 +123,19 @@ pub fn give_up_terminal() {
     if SINK.load(Ordering::Relaxed) == KEPT && serial::is_present() {
         let _output = OUTPUT.lock();
         SINK.store(SERIAL, Ordering::Relaxed);
-        emit_early();
+        emit_early_to_serial();
     }
 }
 
 /// The machine ends: what was written is to reach the host.
 pub fn flush() {
-    if SINK.load(Ordering::Relaxed) == TERMINAL {
+    let sink = SINK.load(Ordering::Relaxed);
+    if sink == TERMINAL {
         virtio_console::flush();
+    }
+    // There was no terminal yet, or it takes nothing more.
+    if sink != SERIAL && serial::is_present() {
+        emit_early_to_serial();
     }
 }
 
@@ -214,7 +235,17 @@ pub struct Raw;
 
 impl Write for Raw {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        emit(text.as_bytes());
+        emit(text.as_bytes(), panic::in_progress());
+        Ok(())
+    }
+}
+
+/// Writes past every lock: for panics and NMIs.
+pub struct PastLocks;
+
+impl Write for PastLocks {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        emit(text.as_bytes(), true);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use rt::regs::TrapFrame;
 use x86_64::instructions::interrupts;
 
 use crate::{
-    console::Raw,
+    console::PastLocks,
     cpu::{apic, percpu},
     drivers::{control, power},
 };
@@ -35,7 +35,7 @@ pub fn in_progress() -> bool {
 
 /// Prints past every lock.
 pub fn print_raw(text: fmt::Arguments<'_>) {
-    let _ = Raw.write_fmt(text);
+    let _ = PastLocks.write_fmt(text);
 }
 
 /// Whether it is CPU `index` that panics.

@@ -5,9 +5,10 @@
 //! interrupts any more. One device is driven, the first that has something wanted.
 //!
 //! # Locking
-//! [`DEVICE`], under which nothing else is taken. A panic that finds it taken does not know what state
-//! the device is in, and leaves it alone.
+//! [`DEVICE`], under which nothing else is taken. A panic or an NMI that finds it taken does not know
+//! what state the device is in, and leaves it alone.
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use abi::control::PORT_NAME;
 use logic::virtio::{
@@ -23,14 +24,14 @@ use super::{
 use crate::{
     console,
     cpu::lock::{IrqSpin, IrqSpinGuard},
-    panic, time,
+    time,
 };
 
 /// How long the device may take to tell its ports' names.
 const START_PATIENCE_NS: u64 = 250_000_000;
 /// How long the host may take to read what it was given, before the device is stopped for a while.
 const QUIESCE_PATIENCE_NS: u64 = 1_000_000_000;
-/// How long a panic waits for a host that does not read.
+/// How long a panic or an NMI waits for a host that does not read, or for who has the device.
 const PANIC_PATIENCE_NS: u64 = 200_000_000;
 
 pub type Device = Console<DeviceTransport, DmaArea>;
@@ -90,13 +91,17 @@ fn find_ports(device: &mut Device, terminal: bool) -> Result<(), VirtioError> {
     }
 }
 
-/// Writes to the terminal; waits while the host takes nothing, in a panic not for ever. The result is how
-/// many bytes went: not all if there is no terminal, or not now.
-pub fn write(bytes: &[u8]) -> usize {
+/// Nothing was taken for so long that panics and NMIs do not wait any more, until something is.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// Writes to the terminal; waits while the host takes nothing, `past_locks` not for ever. That is for a
+/// caller that may have interrupted, or stopped, who has the device. The result is how many bytes went:
+/// not all if there is no terminal, or not now.
+pub fn write(bytes: &[u8], past_locks: bool) -> usize {
     let mut deadline = None;
     let mut rest = bytes;
     while !rest.is_empty() {
-        let guard = if panic::in_progress() { DEVICE.try_lock() } else { Some(DEVICE.lock()) };
+        let guard = if past_locks { DEVICE.try_lock() } else { Some(DEVICE.lock()) };
         let written = match guard {
             Some(mut guard) => {
                 let Some(device) = guard.as_mut().filter(|device| device.has_terminal()) else { break };
@@ -107,13 +112,20 @@ pub fn write(bytes: &[u8]) -> usize {
             None => 0,
         };
         rest = &rest[written..];
-        if written == 0 {
+        if written > 0 {
+            deadline = None;
+            GIVEN_UP.store(false, Ordering::Relaxed);
+            continue;
+        }
+        if past_locks {
             let patience = *deadline.get_or_insert_with(|| time::now_ns() + PANIC_PATIENCE_NS);
-            if panic::in_progress() && time::now_ns() > patience {
+            // A report is many writes: the patience is for all of them together.
+            if GIVEN_UP.load(Ordering::Relaxed) || time::now_ns() > patience {
+                GIVEN_UP.store(true, Ordering::Relaxed);
                 break;
             }
-            core::hint::spin_loop();
         }
+        core::hint::spin_loop();
     }
     bytes.len() - rest.len()
 }
