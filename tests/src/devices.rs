@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use abi::{BootConfig, ConsoleDevice, ConsoleInput};
+use abi::{BootConfig, ConsoleDevice, ConsoleInput, LogLevel};
 use vmm::{ImageAs, Machine, MachineType, Outcome, Stdin};
 
 use crate::{
@@ -33,6 +33,7 @@ pub fn add(suite: &mut Suite) {
         }
     }
     add_bridges(suite);
+    suite.add(Slice::Default, "devices/q35/terminal-and-network-quiesce", || verdict(all_quiesce()));
     suite.add(Slice::Default, "devices/q35/serial-input", || verdict(echo(MachineType::Q35, false)));
     for machine_type in [MachineType::Q35, MachineType::Microvm, MachineType::MicrovmPcie] {
         let name = format!("devices/{machine_type:?}/terminal").to_lowercase();
@@ -80,18 +81,44 @@ fn verdict(result: Result<Verdict, String>) -> Verdict {
 
 /// A kernel test of the disk, with the arguments that connect the drive called `pattern`.
 fn disk_test(machine_type: MachineType, test: &str, devices: &[&str], bios: Option<&str>) -> Result<Verdict, String> {
+    Ok(kernel::check(&disk_machine(machine_type, test, devices, bios)?))
+}
+
+/// A disk, a network card, the balloon and the virtio console, with a terminal, stop and go on; what the
+/// kernel writes while they are stopped comes later.
+fn all_quiesce() -> Result<Verdict, String> {
+    let devices = [
+        "-device",
+        "virtio-blk-pci,disable-legacy=on,drive=pattern",
+        "-netdev",
+        "user,id=user,restrict=on",
+        "-device",
+        "virtio-net-pci,disable-legacy=on,netdev=user",
+    ];
+    let mut machine = disk_machine(MachineType::Q35, "disk-quiesce", &devices, None)?;
+    machine.terminal = true;
+    machine.boot.log_level = LogLevel::Info;
+    Ok(kernel::check_saying(&machine, &["round 0: the devices are stopped", "round 49: the devices are stopped"]))
+}
+
+fn disk_machine(
+    machine_type: MachineType,
+    test: &str,
+    devices: &[&str],
+    bios: Option<&str>,
+) -> Result<Machine, String> {
     let disk = pattern_disk(&format!("{machine_type:?}").to_lowercase())?;
     let drive = format!("if=none,id=pattern,format=raw,cache=unsafe,file={}", disk.display());
     let arguments = ["-drive", &drive].into_iter().chain(devices.iter().copied());
     let boot = BootConfig { test: Some(test.into()), ..BootConfig::default() };
-    Ok(kernel::check(&Machine {
+    Ok(Machine {
         machine_type,
         cpus: 2,
         bios: bios.map(PathBuf::from),
         time_limit: Some(LIMIT),
         extra_arguments: arguments.map(str::to_owned).collect(),
         ..Machine::new(KERNEL, boot)
-    }))
+    })
 }
 
 fn pattern_disk(name: &str) -> Result<PathBuf, String> {

@@ -279,6 +279,8 @@ pub fn quiesce() -> Result<(), String> {
             break;
         }
         let stopped = TRANSFERS.load(SeqCst);
+        // A virtio terminal keeps it until it goes on.
+        log::info!("round {round}: the devices are stopped");
         // Far more than a transfer takes. Each task may end the one whose last result it had already.
         pause(20_000_000);
         if TRANSFERS.load(SeqCst) > stopped + TASKS {
