@@ -1,8 +1,8 @@
 //! Tasks: threads of applications and of the kernel, and who runs where.
 //!
 //! [`task`] is one task and its life, [`scheduler`] the run queues and waking, [`sleep`] parking, [`idle`]
-//! what a CPU does without a task, [`mailbox`]
-//! the lock-free way to another CPU's queue, [`vectors`] the state beyond the general registers.
+//! what a CPU does without a task, [`mailbox`] the lock-free way to another CPU's queue, [`vectors`] the
+//! state beyond the general registers.
 //!
 //! The kernel is not preemptible: a task leaves its CPU only where it parks or yields, or on its way
 //! back to application code.

@@ -1,5 +1,5 @@
 #![allow(unsafe_code, reason = "switches stacks and turns counted pointers into current tasks and back")]
-//! Who runs where: run queues, parking, waking, timers.
+//! Who runs where: run queues, switching, waking, slices. Parking is [`super::sleep`]'s.
 //!
 //! A running task's reference belongs to its CPU (`PerCpu::current`); a runnable one's to the run
 //! queue or mailbox it is in; a parked one's to nobody: whoever moves it from parked to runnable, and
