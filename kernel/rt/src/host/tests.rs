@@ -192,8 +192,11 @@ fn a_busy_mutex_is_shared() {
     let mut held = lock.lock();
     let waiter = std::thread::spawn(move || {
         for _ in 0..20 {
-            *other.lock() += 1;
+            let mut count = other.lock();
+            *count += 1;
+            // Under the lock: the round in which its holder sees this count is still to come.
             let before = seen.load(Ordering::SeqCst);
+            drop(count);
             until(|| seen.load(Ordering::SeqCst) != before);
         }
     });
