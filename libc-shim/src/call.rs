@@ -34,6 +34,13 @@ impl<'a> Ctx<'a> {
         Self { task, thread, frame, ending: None, deadline_ns: None }
     }
 
+    /// The registers that hold a call's arguments, in their order.
+    #[inline]
+    pub fn arguments(&self) -> [u64; 6] {
+        let frame = &*self.frame;
+        [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9]
+    }
+
     pub fn program(&self) -> &'a Arc<Program> {
         &self.thread.program
     }

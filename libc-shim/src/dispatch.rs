@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use alloc::string::String;
 use rt::{
-    Personality,
+    Extension, Personality,
     regs::TrapFrame,
     rt,
     task::{AppFault, TaskRef},
@@ -16,7 +16,7 @@ use rt::{
 
 use crate::{
     call::Ctx,
-    errno::{ENOMEM, ENOSYS, SysResult},
+    errno::{ENOMEM, ENOSYS, Errno, SysResult},
     signal::{deliver::deliver, fault, send},
     sysno,
     table::{self, Row, Support},
@@ -28,15 +28,24 @@ use crate::{
 pub struct Linux;
 
 impl Personality for Linux {
-    fn syscall(&self, task: &TaskRef, frame: &mut TrapFrame) {
-        let Some(thread) = Thread::of(task) else {
+    fn syscall(&self, task: &TaskRef, extension: Option<&Extension>, frame: &mut TrapFrame) {
+        let Some(thread) = extension.and_then(Extension::get) else {
             frame.rax = ENOSYS.as_result();
             return;
         };
+        let row = table::row(frame.rax);
         let mut cx = Ctx::new(task, thread, frame);
-        let number = cx.frame.rax;
-        run(&mut cx, number);
-        finish(&mut cx);
+        match row {
+            Some(row) if row.plain && !thread.program.trace.load(Ordering::Relaxed) => match (row.call)(&mut cx) {
+                Ok(value) => cx.frame.rax = value,
+                Err(code) if code.is_restart() => restart(&mut cx, row, code),
+                Err(errno) => cx.frame.rax = errno.as_result(),
+            },
+            _ => run(&mut cx, row),
+        }
+        if cx.ending.is_some() {
+            finish(&mut cx);
+        }
     }
 
     fn fault(&self, task: &TaskRef, frame: &mut TrapFrame, app_fault: AppFault) {
@@ -80,36 +89,51 @@ fn finish(cx: &mut Ctx<'_>) {
     }
 }
 
-fn run(cx: &mut Ctx<'_>, number: u64) {
-    let row = table::row(number);
+/// A call that is not plain ([`Row::plain`]), or that is to be shown.
+#[inline(never)]
+fn run(cx: &mut Ctx<'_>, row: Option<&'static Row>) {
+    let number = cx.frame.rax;
     if row.is_none_or(|row| matches!(row.support, Support::No(_))) {
         warn_once(number, row);
     }
-    let raw = [cx.frame.rdi, cx.frame.rsi, cx.frame.rdx, cx.frame.r10, cx.frame.r8, cx.frame.r9];
     let traced = cx.program().trace.load(Ordering::Relaxed);
-    let shown = if traced { describe(number, row, raw) } else { String::new() };
+    let shown = if traced { describe(number, row, cx.arguments()) } else { String::new() };
+    let result = match row {
+        Some(row) => repeat(cx, row, None),
+        None => Some(Err(ENOSYS)),
+    };
+    if traced {
+        print_result(cx, &shown, row, result);
+    }
+    if let Some(result) = result {
+        cx.frame.rax = result.unwrap_or_else(|errno| errno.as_result());
+    }
+}
+
+/// A plain call was interrupted with a restart code.
+#[inline(never)]
+fn restart(cx: &mut Ctx<'_>, row: &'static Row, code: Errno) {
+    if let Some(result) = repeat(cx, row, Some(code)) {
+        cx.frame.rax = result.unwrap_or_else(|errno| errno.as_result());
+    }
+}
+
+/// Calls until the call is not interrupted, or a handler's frame says how it goes on: then `None`.
+/// `interrupted` is the restart code that it has come back with already.
+fn repeat(cx: &mut Ctx<'_>, row: &'static Row, mut interrupted: Option<Errno>) -> Option<SysResult> {
     loop {
-        let result = match row {
-            Some(row) if row.allocates && rt().draw_budget().is_err() => Err(ENOMEM),
-            Some(row) => (row.call)(cx, raw),
-            None => Err(ENOSYS),
+        let result = match interrupted.take() {
+            Some(code) => Err(code),
+            None if row.allocates && rt().draw_budget().is_err() => Err(ENOMEM),
+            None => (row.call)(cx),
         };
         match result {
             Err(code) if code.is_restart() => {
                 if deliver(cx, Some(code)) {
-                    if traced {
-                        print_trace(cx, &shown, "? (interrupted)");
-                    }
-                    return;
+                    return None;
                 }
             }
-            result => {
-                if traced {
-                    print_result(cx, &shown, row, result);
-                }
-                cx.frame.rax = result.unwrap_or_else(|errno| errno.as_result());
-                return;
-            }
+            result => return Some(result),
         }
     }
 }
@@ -147,17 +171,21 @@ fn describe(number: u64, row: Option<&'static Row>, raw: [u64; 6]) -> String {
     out
 }
 
-fn print_result(cx: &Ctx<'_>, shown: &str, row: Option<&'static Row>, result: SysResult) {
+/// `result` is `None` if a handler's frame took its place.
+fn print_result(cx: &Ctx<'_>, shown: &str, row: Option<&'static Row>, result: Option<SysResult>) {
     let text = match result {
+        None => String::from("? (interrupted)"),
         _ if cx.ending.is_some() => String::from("?"),
+        Some(result) => show_result(row, result),
+    };
+    let line = alloc::format!("[{}] {shown} = {text}\n", cx.thread.tid());
+    rt().console_write(line.as_bytes());
+}
+
+fn show_result(row: Option<&'static Row>, result: SysResult) -> String {
+    match result {
         Err(errno) => alloc::format!("-1 {errno}"),
         Ok(value) if row.is_some_and(|row| row.gives_address) => alloc::format!("{value:#x}"),
         Ok(value) => alloc::format!("{}", value as i64),
-    };
-    print_trace(cx, shown, &text);
-}
-
-fn print_trace(cx: &Ctx<'_>, shown: &str, result: &str) {
-    let line = alloc::format!("[{}] {shown} = {result}\n", cx.thread.tid());
-    rt().console_write(line.as_bytes());
+    }
 }

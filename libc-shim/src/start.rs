@@ -9,7 +9,7 @@ use fs::{
     vfs::{Base, Follow, MountSpec},
 };
 use rt::{
-    rt,
+    Extension, rt,
     task::{Start, TaskSpec},
 };
 
@@ -116,7 +116,7 @@ fn run(program: &Arc<Program>, config: &BootConfig, path: &str) -> SysResult<()>
     let spec = TaskSpec {
         name: thread.name_string(),
         start: Start::Application { frame: ready.frame, fs_base: 0, inherit_vectors: false },
-        extension: Some(thread.clone()),
+        extension: Some(Extension::new(thread.clone())),
         affinity: u64::MAX >> (64 - rt().cpu_count().clamp(1, 64)),
         nice: 0,
     };

@@ -51,7 +51,7 @@ impl Thread {
 
     /// The thread of a task, if it is an application's.
     pub fn of(task: &TaskRef) -> Option<&Self> {
-        task.extension()?.downcast_ref()
+        task.extension()?.get()
     }
 
     pub fn tid(&self) -> u32 {

@@ -3,6 +3,7 @@ use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use rt::{
+    Extension,
     regs::TrapFrame,
     rt,
     task::{ParkMode, Start, TaskRef, TaskSpec},
@@ -136,7 +137,7 @@ fn start_thread(cx: &mut Ctx<'_>, args: CloneArgs) -> SysResult {
     let spec = TaskSpec {
         name: thread.name_string(),
         start: Start::Application { frame, fs_base, inherit_vectors: true },
-        extension: Some(thread.clone()),
+        extension: Some(Extension::new(thread.clone())),
         affinity: cx.task.affinity(),
         nice: cx.task.nice(),
     };

@@ -49,7 +49,9 @@ impl<W> FutexQueue<W> {
         while woken < limit && at < self.waiters.len() {
             let waiter = &self.waiters[at];
             if waiter.key == key && waiter.bitset & bitset != 0 {
-                if let Some(waiter) = self.waiters.remove(at) {
+                // The first one is the common case; taking it out moves nothing.
+                let taken = if at == 0 { self.waiters.pop_front() } else { self.waiters.remove(at) };
+                if let Some(waiter) = taken {
                     each(waiter);
                     woken += 1;
                 }

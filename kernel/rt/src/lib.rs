@@ -16,6 +16,7 @@
 extern crate alloc;
 
 pub mod block;
+mod extension;
 #[cfg(feature = "std")]
 pub mod host;
 mod link;
@@ -28,9 +29,9 @@ pub mod sync;
 pub mod task;
 pub mod user;
 
-use alloc::sync::Arc;
 use spin::Once;
 
+pub use extension::Extension;
 use page::{OutOfFrames, PageId};
 use regs::TrapFrame;
 use space::AddressSpace;
@@ -107,8 +108,8 @@ pub trait Runtime: Sync {
 /// The upper layer that gives application code its system calls and signals (libc-shim).
 pub trait Personality: Sync {
     /// A system call of `task`: number in `frame.rax`, arguments in rdi, rsi, rdx, r10, r8, r9.
-    /// The result goes to `frame.rax`. Interrupts are on; may sleep.
-    fn syscall(&self, task: &TaskRef, frame: &mut TrapFrame);
+    /// The result goes to `frame.rax`. `extension` is the task's. Interrupts are on; may sleep.
+    fn syscall(&self, task: &TaskRef, extension: Option<&Extension>, frame: &mut TrapFrame);
     /// Application code faulted: turn it into a signal. Interrupts are on; may sleep.
     fn fault(&self, task: &TaskRef, frame: &mut TrapFrame, fault: AppFault);
     /// Kernel code touches application memory for `task`, and no frame is left for it, not even by
@@ -145,6 +146,3 @@ pub fn set_personality(personality: &'static dyn Personality) {
 pub fn personality() -> Option<&'static dyn Personality> {
     PERSONALITY.get().copied()
 }
-
-/// Data that a higher layer hangs on an object of this one, got back by downcast.
-pub type Extension = Arc<dyn core::any::Any + Send + Sync>;

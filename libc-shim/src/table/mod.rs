@@ -32,12 +32,15 @@ pub struct Row {
     #[cfg_attr(not(test), allow(dead_code))]
     pub signature: &'static str,
     pub support: Support,
-    pub call: fn(&mut Ctx<'_>, [u64; 6]) -> SysResult,
+    /// Takes its arguments from the caller's registers.
+    pub call: fn(&mut Ctx<'_>) -> SysResult,
     pub print: fn(&mut String, [u64; 6]),
     /// The result is an address: strace shows it in hexadecimal.
     pub gives_address: bool,
     /// Makes kernel objects, and so draws on the memory budget first ([`rt::Runtime::draw_budget`]).
     pub allocates: bool,
+    /// Nothing has to be looked at before the call: it is supported, and draws on no budget.
+    pub plain: bool,
 }
 
 /// Calls whose objects stay after them: mappings, descriptors, names, threads, timers. Not brk, which has
@@ -88,9 +91,9 @@ macro_rules! rows {
             name: stringify!($name),
             signature: stringify!($($arg: $type),*),
             support: $support,
-            call: |cx, raw| {
+            call: |cx| {
                 #[allow(unused_mut, unused_variables)]
-                let mut raw = raw.into_iter();
+                let mut raw = cx.arguments().into_iter();
                 $(let $arg = <$type as crate::args::Arg>::decode(raw.next().unwrap_or(0));)*
                 $handler(cx $(, $arg)*)
             },
@@ -109,6 +112,7 @@ macro_rules! rows {
             },
             gives_address: matches!($number, 9 | 12 | 25),
             allocates: crate::table::allocates($number),
+            plain: !crate::table::allocates($number) && !matches!($support, crate::table::Support::No(_)),
         }),*]
     };
 }

@@ -13,7 +13,7 @@ use std::{
 use alloc::{string::String, sync::Arc};
 use fs::{Vfs, tmpfs::TmpFs, vfs::MountSpec};
 use rt::{
-    Personality,
+    Extension, Personality,
     regs::TrapFrame,
     rt,
     task::{Start, TaskRef, TaskSpec},
@@ -65,7 +65,7 @@ impl Caller {
 
     /// Makes a call and comes back as the machine would: with exit work done.
     pub fn enter(&self, frame: &mut TrapFrame) {
-        Linux.syscall(&self.task, frame);
+        Linux.syscall(&self.task, self.task.extension(), frame);
         while self.task.is_interrupted() {
             Linux.exit_work(&self.task, frame);
         }
@@ -131,7 +131,7 @@ fn start<T: Send + 'static>(
 ) -> mpsc::Receiver<T> {
     static NEXT_JOB: AtomicUsize = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::channel();
-    let extension = thread.clone();
+    let extension = Extension::new(thread.clone());
     let job: Job = Box::new(move || {
         let task = rt().current();
         adopt(&task, &thread);

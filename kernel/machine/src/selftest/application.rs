@@ -4,7 +4,7 @@ use alloc::{boxed::Box, format, string::String, sync::Arc};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 
 use rt::{
-    Personality,
+    Extension, Personality,
     regs::TrapFrame,
     rt,
     space::{AddressSpace as _, Placement, ProgramId, Prot},
@@ -54,14 +54,14 @@ static KILL: AtomicU64 = AtomicU64::new(0);
 struct TestPersonality;
 
 fn finish(task: &TaskRef, code: u64) -> ! {
-    if let Some(outcome) = task.extension().and_then(|e| e.downcast_ref::<Outcome>()) {
+    if let Some(outcome) = task.extension().and_then(|extension| extension.get::<Outcome>()) {
         outcome.0.store(code, SeqCst);
     }
     tasks::exit()
 }
 
 impl Personality for TestPersonality {
-    fn syscall(&self, task: &TaskRef, frame: &mut TrapFrame) {
+    fn syscall(&self, task: &TaskRef, _extension: Option<&Extension>, frame: &mut TrapFrame) {
         frame.rax = match frame.rax {
             39 => 4242,
             60 => finish(task, frame.rdi),
@@ -130,7 +130,13 @@ impl App {
         });
         let outcome = Arc::new(Outcome(AtomicU64::new(RUNNING)));
         let start = Start::Application { frame, fs_base: 0, inherit_vectors: false };
-        let spec = TaskSpec { name: String::from("app"), start, extension: Some(outcome.clone()), affinity, nice: 0 };
+        let spec = TaskSpec {
+            name: String::from("app"),
+            start,
+            extension: Some(Extension::new(outcome.clone())),
+            affinity,
+            nice: 0,
+        };
         let task = tasks::spawn(spec, &mut |_| ()).map_err(|_| "no memory for a task")?;
         Ok(Self { task, outcome })
     }

@@ -19,4 +19,4 @@ pub use scheduler::{
     timer_fired, yield_now,
 };
 pub use sleep::park;
-pub use task::{INTERRUPTED_OFFSET, Task, current, spawn, with_current};
+pub use task::{INTERRUPTED_OFFSET, Task, current, spawn, with_caller, with_current};

@@ -199,10 +199,17 @@ pub fn current() -> Arc<Task> {
 
 /// Lends the current task's handle without counting.
 pub fn with_current<T>(with: impl FnOnce(&TaskRef) -> T) -> T {
+    with_caller(|task, _| with(task))
+}
+
+/// [`with_current`], with what hangs on the task.
+pub fn with_caller<T>(with: impl FnOnce(&TaskRef, Option<&Extension>) -> T) -> T {
+    let task = percpu::current_task();
     // SAFETY: the CPU's own reference lives while its task runs, which is as long as `with`; the
     // borrowed handle is never dropped.
-    let task: ManuallyDrop<TaskRef> = ManuallyDrop::new(unsafe { Arc::from_raw(percpu::current_task()) });
-    with(&task)
+    let (handle, task) = unsafe { (Arc::from_raw(task), &*task) };
+    let handle: ManuallyDrop<TaskRef> = ManuallyDrop::new(handle);
+    with(&handle, task.extension.as_ref())
 }
 
 /// Creates a task, calls `prepare` on it, and makes it runnable.

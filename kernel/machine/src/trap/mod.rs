@@ -53,7 +53,7 @@ pub fn sanitise_flags(flags: u64) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn syscall_from_application(frame: &mut TrapFrame) {
     match rt::personality() {
-        Some(personality) => tasks::with_current(|task| personality.syscall(task, frame)),
+        Some(personality) => tasks::with_caller(|task, extension| personality.syscall(task, extension, frame)),
         None => panic!("system call {} before there is a personality", frame.rax),
     }
 }
