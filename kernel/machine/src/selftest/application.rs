@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "the addresses of assembly snippets")]
 //! Tests of the way into the kernel and out of it, by snippets of application code.
 use alloc::{boxed::Box, format, string::String, sync::Arc};
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use rt::{
     Extension, Personality,
@@ -50,6 +50,9 @@ static HITS: AtomicU64 = AtomicU64::new(0);
 static WORK_DONE: AtomicU64 = AtomicU64::new(0);
 /// Exit work ends the task.
 static KILL: AtomicU64 = AtomicU64::new(0);
+/// Applications that have come to their calls that wait. Before that an interruption is one of application
+/// code, and ends no wait.
+pub(super) static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 struct TestPersonality;
 
@@ -74,10 +77,13 @@ impl Personality for TestPersonality {
                 apic::disarm();
                 HITS.load(SeqCst) - WORK_DONE.load(SeqCst) - u64::from(task.is_interrupted())
             }
-            203 => match tasks::park(None, ParkMode::Interruptible) {
-                Parked::Interrupted => 7,
-                _ => 8,
-            },
+            203 => {
+                WAITING.fetch_add(1, SeqCst);
+                match tasks::park(None, ParkMode::Interruptible) {
+                    Parked::Interrupted => 7,
+                    _ => 8,
+                }
+            }
             _ => u64::MAX,
         };
     }
@@ -231,8 +237,11 @@ fn windows(snippet: *const u8, arguments: [u64; 2]) -> Result<(), String> {
     check(hits >= least, &format!("only {hits} interrupts hit"))
 }
 
+/// An interruption ends a wait, one that is just beginning, too.
 pub fn interrupt_flag() -> Result<(), String> {
+    WAITING.store(0, SeqCst);
     let app = App::start(&raw const snippet_wait, [0; 2], u64::MAX)?;
+    wait_for(|| WAITING.load(SeqCst) == 1)?;
     tasks::park(Some(time::now_ns() + 5 * MS), ParkMode::Uninterruptible);
     check(!app.ended(), "the wait ended by itself")?;
     app.task.interrupt();

@@ -132,9 +132,13 @@ pub fn vector_state() -> Result<(), String> {
     SWITCHES.store(0, SeqCst);
     apic::set_timer_vector(VECTOR.load(SeqCst));
     apic::arm_ticks(1000);
-    let deadline = time::now_ns() + 60_000 * MS;
+    // However slow a busy host makes it, it goes on.
+    let mut last = (0, time::now_ns());
     let all_run = || apps.iter().all(|app| !app.ended());
-    while SWITCHES.load(SeqCst) < SWITCHES_WANTED && all_run() && time::now_ns() < deadline {
+    while SWITCHES.load(SeqCst) < SWITCHES_WANTED && all_run() && time::now_ns() < last.1 + 20_000 * MS {
+        if SWITCHES.load(SeqCst) != last.0 {
+            last = (SWITCHES.load(SeqCst), time::now_ns());
+        }
         tasks::yield_now();
     }
     apic::set_timer_vector(apic::VECTOR_TIMER);
@@ -145,5 +149,5 @@ pub fn vector_state() -> Result<(), String> {
     tasks::current().set_affinity(u64::MAX);
     SPACE.release(OWNER);
     result?;
-    check(switches >= SWITCHES_WANTED, &format!("only {switches} forced switches in 60 s"))
+    check(switches >= SWITCHES_WANTED, &format!("no more forced switches after {switches}"))
 }

@@ -13,7 +13,7 @@ use rt::{
 
 use super::{
     check,
-    memory::request,
+    memory::{comes_back, request},
     tasks::{spawn, wait_for},
 };
 use crate::{
@@ -231,11 +231,7 @@ pub fn exhaustion() -> Result<(), String> {
     };
     // The first round makes page tables, stacks and heap, which stay.
     round()?;
-    let (_, before) = frames::totals();
-    round()?;
-    let (_, after) = frames::totals();
-    let lost = before.saturating_sub(after);
-    check(lost < MIB + MIB / 2, &format!("{lost} bytes of frames lost"))
+    comes_back(MIB + MIB / 2, round)
 }
 
 /// Writes each page's number into it.

@@ -11,7 +11,7 @@ use rt::{
 };
 
 use super::{
-    application::{App, FAULTED, OWNER},
+    application::{App, FAULTED, OWNER, WAITING},
     memory::request,
     tasks::wait_for,
 };
@@ -100,7 +100,9 @@ pub fn idle() -> Result<(), String> {
     let cpus: Vec<usize> = if all == 1 { alloc::vec![0] } else { (1..all).collect() };
     tasks::current().set_affinity(1);
     let round = || {
+        WAITING.store(0, SeqCst);
         let waiters = Watchers::start(&raw const snippet_wait_and_read_page, &cpus, 1)?;
+        wait_for(|| WAITING.load(SeqCst) == cpus.len())?;
         let is_idle = |&cpu: &usize| percpu::cpu(cpu).is_some_and(|cpu| cpu.idle.load(SeqCst));
         if all > 1 {
             wait_for(|| cpus.iter().all(is_idle))?;
