@@ -7,7 +7,7 @@ extern crate alloc;
 
 mod root;
 
-use alloc::{string::String, vec::Vec};
+use alloc::vec::Vec;
 
 use abi::{BootConfig, LogLevel};
 use logic::acpi::Acpi;
@@ -17,7 +17,7 @@ use machine::{
     drivers::{Wanted, control, power},
     tasks,
 };
-use rt::task::{Start, TaskSpec};
+use rt::task::TaskSpec;
 use spin::Once;
 
 #[global_allocator]
@@ -59,13 +59,7 @@ fn kernel_main(info: BootInfo) -> ! {
     phase(&config, "processors");
     tasks::start_reaper();
     BOOT.call_once(|| Boot { config, module: info.module, firmware });
-    let spec = TaskSpec {
-        name: String::from("main"),
-        start: Start::Kernel(first_task, 0),
-        extension: None,
-        affinity: u64::MAX,
-        nice: 0,
-    };
+    let spec = TaskSpec::kernel("main", first_task);
     if tasks::spawn(spec, &mut |_| ()).is_err() {
         boot::out_of_memory(format_args!("none for the first task"));
     }

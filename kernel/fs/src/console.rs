@@ -10,12 +10,12 @@
 //!
 //! # Locking
 //! `input` and `settings` are leaf spin locks.
-use alloc::{collections::VecDeque, string::ToString, sync::Arc, vec::Vec};
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use rt::{
     sync::{Mutex, SpinLock, WaitQueue},
-    task::{ParkMode, Parked, Start, TaskSpec},
+    task::{ParkMode, Parked, TaskSpec},
 };
 
 use crate::{
@@ -141,13 +141,7 @@ impl Console {
         if self.pump_started.load(Ordering::Relaxed) || self.pump_started.swap(true, Ordering::Relaxed) {
             return;
         }
-        let spec = TaskSpec {
-            name: "console".to_string(),
-            start: Start::Kernel(pump, 0),
-            extension: None,
-            affinity: u64::MAX,
-            nice: 0,
-        };
+        let spec = TaskSpec::kernel("console", pump);
         if rt::rt().spawn(spec).is_err() {
             // The next read or poll tries again.
             self.pump_started.store(false, Ordering::Relaxed);

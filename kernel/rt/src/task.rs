@@ -65,6 +65,13 @@ pub struct TaskSpec {
     pub nice: i8,
 }
 
+impl TaskSpec {
+    /// A task of the kernel itself that may run on every CPU; `run` gets 0.
+    pub fn kernel(name: &str, run: fn(usize)) -> Self {
+        Self { name: name.into(), start: Start::Kernel(run, 0), extension: None, affinity: u64::MAX, nice: 0 }
+    }
+}
+
 pub enum Start {
     /// Enters application code with these registers. Vector state is the architecture's initial
     /// one, or with `inherit_vectors` the current task's (clone).

@@ -7,7 +7,6 @@
 //! `QUEUE` is a leaf spin lock; [`Expire::expired`] is called without it.
 use alloc::{
     collections::{BTreeMap, BTreeSet},
-    string::String,
     sync::Arc,
     vec::Vec,
 };
@@ -15,7 +14,7 @@ use alloc::{
 use rt::{
     rt,
     sync::SpinLock,
-    task::{ParkMode, Start, TaskRef, TaskSpec},
+    task::{ParkMode, TaskRef, TaskSpec},
 };
 
 use crate::{
@@ -149,13 +148,7 @@ fn start_task() -> SysResult<()> {
     if with_queue(|queue| queue.task.is_some()) {
         return Ok(());
     }
-    let spec = TaskSpec {
-        name: String::from("alarms"),
-        start: Start::Kernel(run, 0),
-        extension: None,
-        affinity: u64::MAX,
-        nice: 0,
-    };
+    let spec = TaskSpec::kernel("alarms", run);
     let task = rt().spawn(spec).map_err(|_| EAGAIN)?;
     with_queue(|queue| {
         // Two may race here; the loser's task finds nothing that the other does not do as well.

@@ -31,7 +31,7 @@ use rt::{
     page::{PAGE_SIZE, Page},
     rt,
     sync::{SpinLock, WaitQueue},
-    task::{ParkMode, Start, TaskSpec},
+    task::{ParkMode, TaskSpec},
 };
 
 use super::{
@@ -225,13 +225,7 @@ fn start_task() {
     if STARTED.load(Ordering::Relaxed) || STARTED.swap(true, Ordering::AcqRel) {
         return;
     }
-    let spec = TaskSpec {
-        name: String::from("writeback"),
-        start: Start::Kernel(task, 0),
-        extension: None,
-        affinity: u64::MAX,
-        nice: 0,
-    };
+    let spec = TaskSpec::kernel("writeback", task);
     if rt().spawn(spec).is_err() {
         // Writers and reclaim write themselves until there is memory for it.
         STARTED.store(false, Ordering::Release);

@@ -9,7 +9,7 @@
 //! [`Driver::state`] (sleeping) is held through an exchange with the device: there is one at a time.
 //! Nothing is reclaimed under it, since reclaim may come for it. [`Driver::device`] is shared with the
 //! interrupt handler.
-use alloc::{string::String, sync::Arc};
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use logic::virtio::{
@@ -18,7 +18,7 @@ use logic::virtio::{
 };
 use rt::{
     sync::{Mutex, WaitQueue},
-    task::{ParkMode, Start, TaskSpec},
+    task::{ParkMode, TaskSpec},
 };
 use spin::Once;
 
@@ -94,13 +94,7 @@ pub fn start(found: Found) -> Result<Arc<dyn Quiesce>, VirtioError> {
         balloon::set_watcher(driver.report_order, || DRIVER.get().into_iter().for_each(|driver| driver.tell()));
         balloon::watch();
     }
-    let spec = TaskSpec {
-        name: String::from("balloon"),
-        start: Start::Kernel(|_| DRIVER.get().into_iter().for_each(|driver| driver.run()), 0),
-        extension: None,
-        affinity: u64::MAX,
-        nice: 0,
-    };
+    let spec = TaskSpec::kernel("balloon", |_| DRIVER.get().into_iter().for_each(|driver| driver.run()));
     tasks::spawn(spec, &mut |_| ()).map_err(|_| VirtioError::NoRoom)?;
     log::info!("virtio balloon on {bus}{}", if reports { ", with free page reporting" } else { "" });
     Ok(driver)

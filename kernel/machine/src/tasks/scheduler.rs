@@ -8,7 +8,7 @@
 //! # Locking
 //! A CPU's timers before its run queue; both with interrupts off; never two CPUs' queues at once
 //! (stealing, in [`super::idle`], tries the other's lock without its own).
-use alloc::{string::String, sync::Arc};
+use alloc::sync::Arc;
 use core::{
     arch::asm,
     sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
@@ -20,7 +20,7 @@ use logic::{
     run_queue::{self, RunQueue, SLICE_NS},
     timers::Timers,
 };
-use rt::task::{ParkMode, Start, Task as _, TaskSpec};
+use rt::task::{ParkMode, Task as _, TaskSpec};
 use spin::Once;
 use x86_64::instructions::interrupts;
 
@@ -553,13 +553,7 @@ fn rearm_for(cpu: &PerCpu, local: &Local, nearest: u64, for_slice: bool) {
 
 /// Starts the kernel task that drops ended tasks.
 pub fn start_reaper() {
-    let spec = TaskSpec {
-        name: String::from("reaper"),
-        start: Start::Kernel(reap, 0),
-        extension: None,
-        affinity: u64::MAX,
-        nice: 0,
-    };
+    let spec = TaskSpec::kernel("reaper", reap);
     let reaper = task::spawn(spec, &mut |_| ())
         .unwrap_or_else(|_| crate::boot::out_of_memory(format_args!("none for the reaper")));
     REAPER.call_once(|| reaper);
