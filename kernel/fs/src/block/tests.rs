@@ -2,7 +2,9 @@
 use std::{
     collections::HashMap,
     string::ToString,
-    sync::{Mutex, atomic::AtomicBool, atomic::AtomicUsize, atomic::Ordering::SeqCst},
+    sync::{
+        Mutex, PoisonError, RwLock, RwLockReadGuard, atomic::AtomicBool, atomic::AtomicUsize, atomic::Ordering::SeqCst,
+    },
     thread,
     time::Duration,
     vec,
@@ -108,6 +110,14 @@ impl BlockDevice for FakeDevice {
     }
 }
 
+/// Taken alone by who has dirty pages of any file written.
+static UNDISTURBED: RwLock<()> = RwLock::new(());
+
+/// Nobody but the test itself writes its file's pages as long as it has this.
+fn undisturbed() -> RwLockReadGuard<'static, ()> {
+    UNDISTURBED.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn device_file(device: FakeDevice) -> (Arc<FakeDevice>, Arc<BlockFile>) {
     rt::host::install();
     let device = Arc::new(device);
@@ -148,6 +158,7 @@ fn map(file: &OpenFile, pages: u64) -> u64 {
 
 #[test]
 fn bytes_are_kept_and_reach_the_device_by_fsync_before_the_flush() {
+    let _undisturbed = undisturbed();
     let (device, file) = device_file(FakeDevice::default());
     let open = open(&file);
     let bytes = pattern(3 * PAGE_SIZE + 100);
@@ -182,6 +193,7 @@ fn the_device_has_an_end() {
 
 #[test]
 fn a_mapping_is_tracked_from_each_first_write() {
+    let _undisturbed = undisturbed();
     let (device, file) = device_file(FakeDevice::default());
     let open = open(&file);
     let at = map(&open, 4);
@@ -210,6 +222,7 @@ fn a_mapping_is_tracked_from_each_first_write() {
 /// EIO once for each open file that was there, and for the next one if nobody was told.
 #[test]
 fn a_failure_is_reported_once_to_each() {
+    let _undisturbed = undisturbed();
     let (device, file) = device_file(FakeDevice::default());
     let (first, second) = (open(&file), open(&file));
     write_at(&first, 0, b"lost").unwrap();
@@ -253,6 +266,7 @@ fn a_read_only_device_refuses_writes() {
 
 #[test]
 fn synchronous_writes_are_on_the_device() {
+    let _undisturbed = undisturbed();
     let (device, file) = device_file(FakeDevice::default());
     let flags = OpenFlags::READ_WRITE | OpenFlags::DSYNC;
     let open = OpenFile::new(file.open(flags), flags);
@@ -265,6 +279,7 @@ fn synchronous_writes_are_on_the_device() {
 /// Dirty pages survive reclaim, and clean ones come back from the device, mapped or not.
 #[test]
 fn reclaim_takes_clean_pages_and_leaves_dirty_ones() {
+    let _alone = UNDISTURBED.write().unwrap_or_else(PoisonError::into_inner);
     let (device, file) = device_file(FakeDevice::default());
     let open = open(&file);
     let at = map(&open, 64);
