@@ -4,6 +4,10 @@
 //! parked to runnable, and only one can, owns the task from then on and makes it run. An unpark of a
 //! task that is not parked leaves a token, which ends its next park at once.
 //!
+//! A token that is there already may just be being taken. So whoever leaves one writes the word all the
+//! same, and taking it is an exchange: the task sees all that came before each unpark whose token it takes,
+//! with no other lock or fence between what it waits for and the word.
+//!
 //! An interrupt's flag is set before [`ParkWord::end`] looks at the word, and read again after
 //! [`ParkWord::publish`]: both are sequentially consistent, so at least one side sees the other.
 //! `tests/models.rs` shows all of it to hold in every interleaving.
@@ -59,7 +63,7 @@ impl<A: AtomicCell<u8>> ParkWord<A> {
     pub fn publish(&self, ends: Ends) -> bool {
         let published = self.change(RUNNABLE, parked(ends));
         if !published {
-            self.word.store(RUNNABLE, Ordering::Release);
+            self.word.swap(RUNNABLE, Ordering::SeqCst);
         }
         published
     }
@@ -91,10 +95,9 @@ impl<A: AtomicCell<u8>> ParkWord<A> {
     /// Ends the park, whatever it is, or leaves a token. True: the caller has to make the task run.
     pub fn unpark(&self) -> bool {
         loop {
-            match self.word.load(Ordering::Acquire) {
-                NOTIFIED => return false,
-                RUNNABLE if self.change(RUNNABLE, NOTIFIED) => return false,
-                RUNNABLE => {}
+            match self.word.load(Ordering::Relaxed) {
+                state @ (RUNNABLE | NOTIFIED) if self.change(state, NOTIFIED) => return false,
+                RUNNABLE | NOTIFIED => {}
                 state if self.take_over(state, Ended::Woken) => return true,
                 _ => {}
             }

@@ -20,6 +20,10 @@ const NICE_0: u64 = 1024;
 pub const SLICE_NS: u64 = 3_000_000;
 /// How far below the floor a woken task may start.
 const SLEEPER_CREDIT_NS: u64 = 3_000_000;
+/// What a run is charged as at most. None lasts longer while somebody waits, but for long ways through the
+/// kernel: who has had the CPU alone owes nobody that time, and would not get it again until whoever comes
+/// next has had as much.
+const MOST_CHARGED_NS: u64 = 4 * SLICE_NS;
 /// A woken task takes the CPU at once only if it is this far behind the running one.
 const WAKE_GRANULARITY_NS: u64 = 1_000_000;
 
@@ -29,12 +33,17 @@ pub fn weight(nice: i8) -> u32 {
 }
 
 /// Virtual nanoseconds for `ran_ns` at `weight`.
-pub fn virtual_ns(ran_ns: u64, weight: u32) -> u64 {
+fn virtual_ns(ran_ns: u64, weight: u32) -> u64 {
     if u64::from(weight) == NICE_0 {
         ran_ns
     } else {
         (u128::from(ran_ns) * u128::from(NICE_0) / u128::from(weight.max(1))) as u64
     }
+}
+
+/// By how much a run of `ran_ns` without a break adds to the virtual runtime.
+pub fn charge_ns(ran_ns: u64, weight: u32) -> u64 {
+    virtual_ns(ran_ns.min(MOST_CHARGED_NS), weight)
 }
 
 /// The waiting entities of one CPU. The running one is not among them; its owner keeps its virtual
@@ -186,6 +195,24 @@ mod tests {
         let ratio = ran[0] as f64 / ran[1] as f64;
         let expected = f64::from(weight(0)) / f64::from(weight(5));
         assert!((ratio / expected - 1.0).abs() < 0.02, "{ratio} instead of {expected}");
+    }
+
+    #[test]
+    fn who_had_the_cpu_alone_soon_gets_it_again() {
+        let mut queue = RunQueue::new();
+        queue.push(50_000_000_000, "first");
+        let (mut first, _) = queue.pop().unwrap();
+        first += charge_ns(60_000_000_000, weight(0));
+        let mut late = queue.adopt(0);
+        let mut waited_ns = 0;
+        queue.push(first, "first");
+        queue.push(late, "late");
+        while queue.pop().unwrap().1 == "late" {
+            waited_ns += SLICE_NS;
+            late += charge_ns(SLICE_NS, weight(0));
+            queue.push(late, "late");
+        }
+        assert!(waited_ns <= 5 * SLICE_NS, "{waited_ns}");
     }
 
     #[test]

@@ -122,15 +122,20 @@ impl Task {
         }
     }
 
-    /// `scheduler::park`.
+    /// `sleep::sleep_until`, without its timer.
     fn park(&self, ends: Ends) -> Ended {
-        let interrupted = || ends == Ends::Interruptible && self.interrupted.get() != 0;
         if self.word.take_token() {
             return Ended::Woken;
         }
-        if interrupted() {
+        if ends == Ends::Interruptible && self.interrupted.get() != 0 {
             return Ended::Interrupted;
         }
+        self.sleep(ends)
+    }
+
+    /// `sleep::sleep`.
+    fn sleep(&self, ends: Ends) -> Ended {
+        let interrupted = || ends == Ends::Interruptible && self.interrupted.get() != 0;
         if !self.word.publish(ends) {
             return Ended::Woken;
         }
@@ -162,6 +167,46 @@ fn each_unpark_ends_a_park() {
         let waker = with(&task, Task::unpark);
         assert_eq!(task.park(Ends::Interruptible), Ended::Woken);
         waker.join().unwrap();
+    });
+}
+
+/// A futex's waiter: between its park and what it waits for there is no lock. With a token of an earlier
+/// wait it looks just when the waker comes, and sees what the waker has done, or parks and is woken.
+#[test]
+fn what_came_before_an_unpark_is_seen_when_an_older_token_is_taken() {
+    for sleep in [Task::sleep, Task::park] {
+        check(3, move || {
+            let shared = Arc::new((Task::new(), Cell::new(0)));
+            let (task, done) = &*shared;
+            task.unpark();
+            let waker = with(&shared, |(task, done)| {
+                done.0.store(1, Ordering::Release);
+                task.unpark();
+            });
+            while done.0.load(Ordering::Acquire) == 0 {
+                sleep(task, Ends::All);
+            }
+            waker.join().unwrap();
+        });
+    }
+}
+
+/// `clear_interrupt` and a program that ends: whoever clears the flag and then finds no reason for it is
+/// interrupted again.
+#[test]
+fn the_reason_of_an_interrupt_is_seen_or_the_flag_stays() {
+    check(4, || {
+        let shared = Arc::new((Task::new(), Cell::new(0)));
+        let (task, ending) = &*shared;
+        let ender = with(&shared, |(task, ending)| {
+            ending.0.store(1, Ordering::Release);
+            task.interrupt();
+        });
+        // `Task::clear_interrupt`.
+        task.interrupted.0.swap(0, Ordering::AcqRel);
+        let seen = ending.0.load(Ordering::Acquire) != 0;
+        ender.join().unwrap();
+        assert!(seen || task.interrupted.get() != 0);
     });
 }
 

@@ -29,6 +29,9 @@ mod reference;
 
 use reference::{ApicByPmTimer, ByApicTimer, ByPmTimer};
 
+/// A TSC deadline is set no further ahead: KVM multiplies the distance by a million in 64 bits, and would
+/// take one of years for any time at all. Who comes early is armed again.
+const FURTHEST_NS: u64 = 600 * NS_PER_S;
 /// QEMU's and KVM's local APIC timer; assumed where nobody says another until the ACPI timer does.
 const ASSUMED_APIC_HZ: u64 = NS_PER_S;
 const NS_PER_S: u64 = 1_000_000_000;
@@ -284,7 +287,7 @@ pub fn arm(deadline_ns: Option<u64>) {
     let Some(deadline_ns) = deadline_ns else { return apic::disarm() };
     let ns = deadline_ns.saturating_sub(now_ns());
     if apic::has_tsc_deadline() {
-        let ticks = multiply_up(ns, TICKS_PER_NS.load(Ordering::Relaxed));
+        let ticks = multiply_up(ns.min(FURTHEST_NS), TICKS_PER_NS.load(Ordering::Relaxed));
         apic::arm_at(counter().saturating_add(ticks));
     } else {
         let ticks = multiply_up(ns, APIC_PER_NS.load(Ordering::Relaxed));

@@ -197,7 +197,8 @@ impl WaitQueue {
     /// Takes the entry out, unless a waker has. By the task that added it.
     #[inline]
     fn leave(&self, ticket: u64) {
-        if self.unwoken.load(Ordering::Relaxed) <= ticket {
+        // Acquire: who was woken sees what it was woken for, without the lock.
+        if self.unwoken.load(Ordering::Acquire) <= ticket {
             self.take_out(ticket);
         }
     }
@@ -223,7 +224,7 @@ impl WaitQueue {
         let mut waiters = self.waiters.lock();
         let Some((ticket, task)) = waiters.tasks.pop_front() else { return };
         self.count.store(waiters.tasks.len(), Ordering::Relaxed);
-        self.unwoken.store(ticket + 1, Ordering::Relaxed);
+        self.unwoken.store(ticket + 1, Ordering::Release);
         drop(waiters);
         task.unpark();
     }

@@ -30,8 +30,10 @@ const TIMING_TESTS: &[Test] = &[
     ("sleepers", tasks::sleepers),
     ("preemption", preemption::preemption),
     ("fairness", preemption::fairness),
+    ("late-comer", preemption::late_comer),
     ("mask-changes", placement::mask_changes),
     ("wake-on-another-cpu", placement::wake_on_another_cpu),
+    ("woken-together", placement::woken_together),
 ];
 
 const TESTS: &[Test] = &[

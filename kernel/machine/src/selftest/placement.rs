@@ -195,6 +195,50 @@ pub fn mask_storm() -> Result<(), String> {
     })
 }
 
+/// Two tasks that are woken at once, while several CPUs have nothing to do, run at once.
+pub fn woken_together() -> Result<(), String> {
+    static GO: AtomicUsize = AtomicUsize::new(0);
+    static RUNNING: AtomicUsize = AtomicUsize::new(0);
+    static LATE_NS: AtomicU64 = AtomicU64::new(0);
+    const ROUNDS: usize = 20;
+    const PATIENCE_NS: u64 = 20 * MS;
+    fn partner(_: usize) {
+        for round in 1..=ROUNDS {
+            while GO.load(SeqCst) < round {
+                tasks::park(None, ParkMode::Uninterruptible);
+            }
+            let from = time::now_ns();
+            RUNNING.fetch_add(1, SeqCst);
+            while RUNNING.load(SeqCst) < 2 * round && time::now_ns() - from < PATIENCE_NS {
+                core::hint::spin_loop();
+            }
+            LATE_NS.fetch_max(time::now_ns() - from, SeqCst);
+        }
+    }
+    if percpu::online_count() < 3 {
+        return Ok(());
+    }
+    [&GO, &RUNNING].iter().for_each(|count| count.store(0, SeqCst));
+    LATE_NS.store(0, SeqCst);
+    tasks::current().set_affinity(1);
+    let partners = [(); 2].map(|()| spawn(partner, 0, u64::MAX, 0));
+    for round in 1..=ROUNDS {
+        // Where both have run last, this CPU, is busy.
+        for mask in [1, u64::MAX] {
+            check(partners.iter().all(|task| task.set_affinity(mask)), "mask refused")?;
+            partners.iter().filter(|_| mask == 1).for_each(|task| task.unpark());
+            sleep(MS);
+        }
+        GO.store(round, SeqCst);
+        partners.iter().for_each(|task| task.unpark());
+        wait_for(|| RUNNING.load(SeqCst) >= 2 * round)?;
+        sleep(MS);
+    }
+    tasks::current().set_affinity(u64::MAX);
+    let late_ns = LATE_NS.load(SeqCst);
+    check(!time::is_exact() || late_ns < MS / 4, &format!("one of two ran {late_ns} ns before the other"))
+}
+
 /// A task that is woken on another CPU, at all distances in time from its last run, runs soon.
 pub fn wake_on_another_cpu() -> Result<(), String> {
     static WOKEN_AT: AtomicU64 = AtomicU64::new(0);

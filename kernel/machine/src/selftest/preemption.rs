@@ -98,6 +98,24 @@ pub fn fairness() -> Result<(), String> {
     Ok(())
 }
 
+/// A loop that has had the CPU alone for long shares it with the next one that comes, and need not wait
+/// until that has had as much.
+pub fn late_comer() -> Result<(), String> {
+    const ALONE_NS: u64 = 300 * MS;
+    let got = with_spinners(&[0], 1, |first| {
+        sleep(ALONE_NS);
+        let late = App::start(&raw const snippet_spin, [0; 2], 1)?;
+        let before = first[0].task.cpu_time_ns();
+        sleep(ALONE_NS / 2);
+        let got = first[0].task.cpu_time_ns() - before;
+        late.kill()?;
+        Ok(got)
+    })?;
+    let share = ALONE_NS / 4;
+    let fair = (share * 8 / 10..=share * 12 / 10).contains(&got);
+    check(!time::is_exact() || fair, &format!("{got} ns of {} beside a late comer", 2 * share))
+}
+
 const SWITCHES_WANTED: u64 = 10_000;
 static SWITCHES: AtomicU64 = AtomicU64::new(0);
 static LAST: AtomicU64 = AtomicU64::new(0);

@@ -83,7 +83,7 @@ fn wait(cpu: &PerCpu, window: &mut PollWindow) {
         }
     }
     halt();
-    window.woken_from_halt(time::now_ns() - began);
+    window.woken_from_halt(time::now_ns().saturating_sub(began));
 }
 
 /// `sti` takes effect after the next instruction: a wake-up in between ends the halt.
@@ -109,7 +109,7 @@ fn poll(cpu: &PerCpu, until_ns: u64) -> Polled {
         }
         core::hint::spin_loop();
         let now = time::now_ns();
-        if now - last > GAP_NS {
+        if now.saturating_sub(last) > GAP_NS {
             break Polled::TakenAway;
         }
         if now >= until_ns {
@@ -122,11 +122,17 @@ fn poll(cpu: &PerCpu, until_ns: u64) -> Polled {
     how
 }
 
-/// An idle CPU that could take a task from the calling one's queue.
+/// Whether a CPU is idle and stays so: nothing is on its way there. Otherwise whoever wakes several tasks
+/// would send all of them to the first idle CPU, while others halt.
+pub(super) fn is_free(index: usize) -> bool {
+    let free = |cpu: &PerCpu| cpu.idle.load(Ordering::Relaxed) && !due(cpu);
+    percpu::cpu(index).is_some_and(free)
+}
+
+/// A free CPU that could take a task from the calling one's queue.
 pub(super) fn helper(index: usize, queue: &RunQueue<Arc<Task>>) -> Option<usize> {
-    let is_idle = |&other: &usize| percpu::cpu(other).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
     let others = (0..percpu::online_count()).filter(|&other| other != index);
-    others.filter(is_idle).find(|&other| queue.any(|task| task.may_run_on(other)))
+    others.filter(|&other| is_free(other)).find(|&other| queue.any(|task| task.may_run_on(other)))
 }
 
 /// Has an idle CPU look for work again. Interrupts are off.

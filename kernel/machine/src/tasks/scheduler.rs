@@ -142,8 +142,7 @@ fn account(cpu: &PerCpu, task: &Task) {
     // Before the sum, for who reads both: see `Task::cpu_time_ns`.
     cpu.running_since.store(now, Ordering::Relaxed);
     task.used_ticks.fetch_add(ticks, Ordering::Release);
-    let virtual_ns = run_queue::virtual_ns(time::ticks_to_ns(ticks), task.weight());
-    task.vruntime.fetch_add(virtual_ns, Ordering::Relaxed);
+    task.vruntime.fetch_add(run_queue::charge_ns(time::ticks_to_ns(ticks), task.weight()), Ordering::Relaxed);
 }
 
 /// Runs the next task. Interrupts are off, before and after. `requeue`: the current task goes on
@@ -291,13 +290,13 @@ fn reconsider_with(cpu: &PerCpu, queue: &RunQueue<Arc<Task>>) {
     }
     let ran_ns = time::ticks_to_ns(time::counter().wrapping_sub(cpu.running_since.load(Ordering::Relaxed)));
     let running = current_ref();
-    let vruntime = running.vruntime.load(Ordering::Relaxed) + run_queue::virtual_ns(ran_ns, running.weight());
+    let vruntime = running.vruntime.load(Ordering::Relaxed) + run_queue::charge_ns(ran_ns, running.weight());
     if RunQueue::<Arc<Task>>::preempts(first, vruntime) || queue.slice_over(vruntime, ran_ns) {
         cpu.reschedule.store(true, Ordering::Relaxed);
     }
 }
 
-/// Where a task that becomes runnable should go: where it ran last, unless an idle CPU could have it.
+/// Where a task that becomes runnable should go: where it ran last, unless a free CPU could have it.
 #[inline]
 fn choose_cpu(task: &Task) -> usize {
     let last = task.cpu.load(Ordering::Relaxed) as usize;
@@ -308,13 +307,12 @@ fn choose_cpu(task: &Task) -> usize {
 
 #[inline(never)]
 fn choose_among(task: &Task, last: usize, online: usize) -> usize {
-    let is_idle = |index: usize| percpu::cpu(index).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
-    if task.may_run_on(last) && is_idle(last) {
+    if task.may_run_on(last) && idle::is_free(last) {
         return last;
     }
     let allowed = |index: &usize| task.may_run_on(*index);
-    let idle = (0..online).filter(allowed).find(|&index| is_idle(index));
-    idle.or_else(|| task.may_run_on(last).then_some(last))
+    let free = (0..online).filter(allowed).find(|&index| idle::is_free(index));
+    free.or_else(|| task.may_run_on(last).then_some(last))
         .or_else(|| (0..online).find(|index| allowed(index)))
         .unwrap_or(last)
 }
@@ -404,9 +402,8 @@ pub fn mask_changed(task: &Task) {
             if index == here { heed_masks(cpu) } else { tell(index) }
         }
     }
-    let is_idle = |&index: &usize| percpu::cpu(index).is_some_and(|cpu| cpu.idle.load(Ordering::Relaxed));
     let mut allowed = (0..percpu::online_count()).filter(|&index| index != here && task.may_run_on(index));
-    if let Some(index) = allowed.find(is_idle) {
+    if let Some(index) = allowed.find(|&index| idle::is_free(index)) {
         idle::offer(index);
     }
 }

@@ -295,7 +295,9 @@ impl TaskHandle for Task {
     }
 
     fn clear_interrupt(&self) {
-        self.interrupted.store(false, Ordering::Release);
+        // Not a store: the caller looks for reasons next, and one that comes meanwhile must find the flag
+        // cleared, not have its own overwritten.
+        self.interrupted.swap(false, Ordering::SeqCst);
     }
 
     fn is_interrupted(&self) -> bool {
@@ -310,10 +312,12 @@ impl TaskHandle for Task {
         let used = self.used_ticks.load(Ordering::Acquire);
         // The CPU stores when it last accounted before it adds to the sum: read in the other order, what
         // it is just accounting may be missing, but is never counted twice.
-        let runs_on = percpu::cpu(self.cpu_number()).filter(|_| self.on_cpu.load(Ordering::Acquire));
+        let number = self.cpu_number();
+        let runs_on = percpu::cpu(number).filter(|_| self.on_cpu.load(Ordering::Acquire));
         let running =
             runs_on.map_or(0, |cpu| time::counter().saturating_sub(cpu.running_since.load(Ordering::Acquire)));
-        let ticks = used + running;
+        // If it is another CPU that it has just come to, that was somebody else's time.
+        let ticks = if self.cpu_number() == number { used + running } else { used };
         time::ticks_to_ns(ticks.max(self.shown_ticks.fetch_max(ticks, Ordering::Relaxed)))
     }
 
