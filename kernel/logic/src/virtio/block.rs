@@ -20,8 +20,10 @@ mod tests;
 
 const FEATURE_READ_ONLY: u64 = 1 << 5;
 const FEATURE_FLUSH: u64 = 1 << 9;
+const FEATURE_SIZE_MAX: u64 = 1 << 1;
 const FEATURE_SEGMENT_MAX: u64 = 1 << 2;
 const CONFIG_CAPACITY: u32 = 0;
+const CONFIG_SIZE_MAX: u32 = 8;
 const CONFIG_SEGMENT_MAX: u32 = 12;
 const QUEUE: u16 = 0;
 const MAX_QUEUE_SIZE: u16 = 128;
@@ -30,6 +32,10 @@ const MAX_QUEUE_SIZE: u16 = 128;
 pub const SLOTS: usize = 32;
 /// Data segments of one request at most: what fits a slot's indirect table.
 pub const MAX_SEGMENTS: usize = 60;
+/// Bytes of one data segment, where the device sets no lower limit.
+const SEGMENT_BYTES: u32 = 1 << 20;
+/// A device whose segments are smaller than a page is not driven.
+const LEAST_SEGMENT_BYTES: u32 = 4096;
 /// A slot: request header, status byte, padding to 32 bytes, indirect table.
 const SLOT_LEN: usize = 1024;
 const STATUS_AT: usize = 16;
@@ -64,7 +70,7 @@ pub type Data = (u64, u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
     Free,
-    Flying { device_writes: u32 },
+    Flying,
     Done(Result<(), BlockError>),
 }
 
@@ -78,6 +84,7 @@ pub struct Block<T, D> {
     sectors: u64,
     features: u64,
     max_segments: usize,
+    max_segment_bytes: u32,
     vector: Option<u16>,
     /// Requests are not started for a while.
     paused: bool,
@@ -95,7 +102,8 @@ impl<T: Transport, D: Dma> Block<T, D> {
         if transport.device_type() != device_type::BLOCK {
             return Err(VirtioError::NotThere);
         }
-        let wanted = FEATURE_READ_ONLY | FEATURE_FLUSH | FEATURE_SEGMENT_MAX | feature::INDIRECT_DESCRIPTORS;
+        let wanted =
+            FEATURE_READ_ONLY | FEATURE_FLUSH | FEATURE_SIZE_MAX | FEATURE_SEGMENT_MAX | feature::INDIRECT_DESCRIPTORS;
         let features = transport::negotiate(&mut transport, wanted)?;
         let size = match transport.max_queue_size(QUEUE) {
             0..4 => return Err(VirtioError::Unusable),
@@ -106,14 +114,22 @@ impl<T: Transport, D: Dma> Block<T, D> {
         let requests =
             allocate(SLOTS_BYTES).filter(|area| area.len_bytes() >= SLOTS_BYTES).ok_or(VirtioError::NoRoom)?;
         let sectors = transport.config64(CONFIG_CAPACITY);
-        let mut max_segments = if features & feature::INDIRECT_DESCRIPTORS != 0 {
+        let fits = if features & feature::INDIRECT_DESCRIPTORS != 0 {
             MAX_SEGMENTS
         } else {
             // Leave room for several requests in the descriptor table.
             MAX_SEGMENTS.min((usize::from(size) / 4).max(3) - 2)
         };
-        if features & FEATURE_SEGMENT_MAX != 0 {
-            max_segments = max_segments.min(transport.config32(CONFIG_SEGMENT_MAX) as usize).max(1);
+        // A device that does not say how many it takes may take one, and Firecracker's does: of several it
+        // would use the second for the status.
+        let told = if features & FEATURE_SEGMENT_MAX != 0 { transport.config32(CONFIG_SEGMENT_MAX) } else { 1 };
+        let max_segments = fits.min(told as usize).max(1);
+        let max_segment_bytes = match features & FEATURE_SIZE_MAX {
+            0 => SEGMENT_BYTES,
+            _ => transport.config32(CONFIG_SIZE_MAX).min(SEGMENT_BYTES),
+        };
+        if max_segment_bytes < LEAST_SEGMENT_BYTES {
+            return Err(VirtioError::Unusable);
         }
         let mut block = Self {
             transport,
@@ -124,6 +140,7 @@ impl<T: Transport, D: Dma> Block<T, D> {
             sectors,
             features,
             max_segments,
+            max_segment_bytes,
             vector,
             paused: false,
             switched_off: false,
@@ -151,7 +168,7 @@ impl<T: Transport, D: Dma> Block<T, D> {
 
     /// Requests that the device has not finished.
     pub fn in_flight(&self) -> usize {
-        self.slots.iter().filter(|slot| matches!(slot, Slot::Flying { .. })).count()
+        self.slots.iter().filter(|slot| **slot == Slot::Flying).count()
     }
 
     /// Resets the paused device, which has finished its requests. False: it has not, or does not stop, and
@@ -199,6 +216,11 @@ impl<T: Transport, D: Dma> Block<T, D> {
         self.max_segments
     }
 
+    /// Bytes that one of them may have: at least a page.
+    pub fn max_segment_bytes(&self) -> u32 {
+        self.max_segment_bytes
+    }
+
     /// Starts a request. `Ok(None)`: too many are in flight; wait for one. The result is the slot to
     /// ask with [`Block::take`].
     pub fn submit(&mut self, operation: Operation, sector: u64, data: &[Data]) -> Result<Option<usize>, BlockError> {
@@ -219,8 +241,7 @@ impl<T: Transport, D: Dma> Block<T, D> {
         self.requests.store8(base + STATUS_AT, STATUS_UNANSWERED);
         let Some(head) = self.add_chain(base, data, device_writes) else { return Ok(None) };
         self.slot_of[usize::from(head)] = slot as u8;
-        let data_len: u32 = if device_writes { data.iter().map(|(_, len)| len).sum() } else { 0 };
-        self.slots[slot] = Slot::Flying { device_writes: data_len + 1 };
+        self.slots[slot] = Slot::Flying;
         if self.queue.must_notify() {
             self.transport.notify(QUEUE);
         }
@@ -237,7 +258,10 @@ impl<T: Transport, D: Dma> Block<T, D> {
         let bytes: u64 = data.iter().map(|(_, len)| u64::from(*len)).sum();
         let shape = match operation {
             Operation::Flush => data.is_empty(),
-            _ => (1..=self.max_segments).contains(&data.len()) && data.iter().all(|(_, len)| *len > 0),
+            _ => {
+                let fits = |(_, len): &Data| (1..=self.max_segment_bytes).contains(len);
+                (1..=self.max_segments).contains(&data.len()) && data.iter().all(fits)
+            }
         };
         let end = sector.checked_add(bytes / 512);
         if !shape || !bytes.is_multiple_of(512) || bytes > 1 << 30 || end.is_none_or(|end| end > self.sectors) {
@@ -283,14 +307,15 @@ impl<T: Transport, D: Dma> Block<T, D> {
         loop {
             match self.queue.pop() {
                 Ok(None) => return,
-                Ok(Some((head, written))) => {
+                Ok(Some((head, _))) => {
                     let slot = usize::from(self.slot_of[usize::from(head)]);
-                    let Slot::Flying { device_writes } = self.slots[slot] else { continue };
+                    if self.slots[slot] != Slot::Flying {
+                        continue;
+                    }
+                    // The status alone decides. The length says nothing: Cloud Hypervisor leaves out the status
+                    // byte, and for a write gives what it wrote to the disk; old QEMUs give 0.
                     let status = self.requests.load8(slot * SLOT_LEN + STATUS_AT);
-                    // An error need not say how much was written; success must, except by devices of before
-                    // virtio 1.0, many of which get it wrong (2.7.8.3).
-                    let good = status == 0 && (written == device_writes || self.transport.is_legacy());
-                    self.slots[slot] = Slot::Done(if good { Ok(()) } else { Err(BlockError::Io) });
+                    self.slots[slot] = Slot::Done(if status == 0 { Ok(()) } else { Err(BlockError::Io) });
                     done(slot);
                 }
                 Err(_) => return self.switch_off(done),
@@ -320,7 +345,7 @@ impl<T: Transport, D: Dma> Block<T, D> {
             return;
         }
         for slot in 0..SLOTS {
-            if matches!(self.slots[slot], Slot::Flying { .. }) {
+            if self.slots[slot] == Slot::Flying {
                 self.slots[slot] = Slot::Done(Err(BlockError::Io));
                 done(slot);
             }

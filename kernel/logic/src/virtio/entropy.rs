@@ -121,6 +121,14 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_answers_a_reset_by_failed_is_not_looked_at_for_long() {
+        let (entropy, device) = start();
+        device.fail();
+        assert!(!entropy.stop());
+        assert!(device.looks() < 1000);
+    }
+
+    #[test]
     fn another_device_is_not_taken() {
         let machine = Machine::new();
         let disk = machine.device(device_type::BLOCK, 0, &[8], &[]);

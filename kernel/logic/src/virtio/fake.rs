@@ -100,9 +100,10 @@ struct State {
     rings: Vec<Ring>,
     config: Vec<u8>,
     generation: u32,
-    legacy: bool,
     /// Takes no reset.
     stuck: bool,
+    /// How often the status was looked at.
+    looks: std::cell::Cell<u32>,
 }
 
 /// A machine's memory, handed out to drivers from the start.
@@ -135,8 +136,16 @@ impl Machine {
         let rings = sizes.iter().map(|size| Ring { size: *size, most: *size, ..Ring::default() }).collect();
         let features = features | super::feature::VERSION_1;
         let config = config.to_vec();
-        let state =
-            State { features, accepted: 0, status: 0, rings, config, generation: 0, legacy: false, stuck: false };
+        let state = State {
+            features,
+            accepted: 0,
+            status: 0,
+            rings,
+            config,
+            generation: 0,
+            stuck: false,
+            looks: std::cell::Cell::new(0),
+        };
         Device { kind, state: Rc::new(RefCell::new(state)), ram: self.ram.clone() }
     }
 }
@@ -154,10 +163,12 @@ impl Transport for Device {
         self.kind
     }
     fn is_legacy(&self) -> bool {
-        self.state.borrow().legacy
+        false
     }
     fn status(&self) -> u8 {
-        self.state.borrow().status
+        let state = self.state.borrow();
+        state.looks.set(state.looks.get() + 1);
+        state.status
     }
     fn set_status(&mut self, status: u8) {
         let mut state = self.state.borrow_mut();
@@ -226,14 +237,21 @@ impl Device {
         self.state.borrow_mut().features = features | super::feature::VERSION_1;
     }
 
-    /// It is one of before virtio 1.0.
-    pub fn make_legacy(&self) {
-        self.state.borrow_mut().legacy = true;
-    }
-
     /// From now on takes no reset.
     pub fn get_stuck(&self) {
         self.state.borrow_mut().stuck = true;
+    }
+
+    /// As Firecracker's devices without a reset: every one is answered by FAILED.
+    pub fn fail(&self) {
+        let mut state = self.state.borrow_mut();
+        (state.stuck, state.status) = (true, 128);
+        state.looks.set(0);
+    }
+
+    /// How often the status was looked at since.
+    pub fn looks(&self) -> u32 {
+        self.state.borrow().looks.get()
     }
 
     /// How often the driver rang.

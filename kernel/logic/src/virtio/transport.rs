@@ -8,6 +8,9 @@ const FEATURES_OK: u8 = 8;
 const FAILED: u8 = 128;
 /// A reset is done when the status reads 0; a device that never gets there is broken.
 const RESET_PATIENCE: u32 = 100_000;
+/// Firecracker's devices answer with FAILED, and stay so: each look is an exit. A device that failed before
+/// may read so for a moment.
+const FAILED_PATIENCE: u32 = 100;
 
 /// Where a queue's three parts lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +68,15 @@ pub trait Transport {
     /// Resets the device. It stops using the queues' memory, unless it is broken (false).
     fn reset(&mut self) -> bool {
         self.set_status(0);
-        (0..RESET_PATIENCE).any(|_| self.status() == 0)
+        let mut failed = 0;
+        for _ in 0..RESET_PATIENCE {
+            match self.status() {
+                0 => return true,
+                status if status & FAILED != 0 && failed == FAILED_PATIENCE => return false,
+                status => failed += u32::from(status & FAILED != 0),
+            }
+        }
+        false
     }
 }
 

@@ -46,6 +46,7 @@ pub struct VirtioDisk<T> {
     read_only: bool,
     has_flush: bool,
     max_segments: usize,
+    max_segment_bytes: u32,
 }
 
 /// What an interrupt vector is given before the disk exists: the disk follows.
@@ -130,6 +131,7 @@ impl<T: Transport + Send> VirtioDisk<T> {
             read_only: block.read_only(),
             has_flush: block.has_flush(),
             max_segments: block.max_segments().min(MAX_SEGMENTS),
+            max_segment_bytes: block.max_segment_bytes(),
             inner: IrqSpin::new(Inner { block, waiters: [const { None }; SLOTS] }),
             full: WaitQueue::new(),
             interrupts: AtomicBool::new(interrupts),
@@ -179,7 +181,11 @@ impl<T: Transport + Send> VirtioDisk<T> {
         for page in pages {
             let address = page.id().0;
             match data[..count].last_mut() {
-                Some(last) if last.0 + u64::from(last.1) == address && last.1 < 1 << 20 => last.1 += PAGE_SIZE as u32,
+                Some(last)
+                    if last.0 + u64::from(last.1) == address && last.1 + PAGE_SIZE as u32 <= self.max_segment_bytes =>
+                {
+                    last.1 += PAGE_SIZE as u32;
+                }
                 _ if count == self.max_segments => break,
                 _ => {
                     data[count] = (address, PAGE_SIZE as u32);
