@@ -118,7 +118,10 @@ pub trait Reference {
     /// Bits that `clock` has before it wraps.
     fn bits(&self) -> u32;
     fn counter(&self) -> u64;
+    /// A device's register, mostly: each reading is an exit from a virtual machine.
     fn clock(&self) -> u64;
+    /// Lets so many ticks of the time stamp counter pass, without an exit.
+    fn wait(&self, ticks: u64);
 }
 
 /// Both clocks at one moment.
@@ -180,16 +183,24 @@ impl Sample {
 
 /// A first measurement. None: the clock does not run.
 pub fn measure(reference: &impl Reference) -> Option<(u64, Sample)> {
-    // A reading of a dead register costs a few ticks of the counter at least.
-    const PATIENCE: u32 = 100_000;
+    /// A few microseconds of any counter.
+    const FIRST_WAIT: u64 = 10_000;
+    /// [`CALIBRATION_NS`] of the fastest counter: a clock that has not moved by then is dead.
+    const PATIENCE: u64 = 1 << 26;
     let wanted = CALIBRATION_NS * reference.hz() / NS_PER_S;
     let from = Sample::take(reference);
-    for _ in 0..PATIENCE {
+    let (mut waited, mut wait) = (0, FIRST_WAIT);
+    while wait <= PATIENCE {
+        reference.wait(wait);
+        waited += wait;
         let now = Sample { counter: 0, clock: reference.clock(), window: 0 };
-        if from.elapsed(&now, reference.bits()) >= wanted {
+        let elapsed = from.elapsed(&now, reference.bits());
+        if elapsed >= wanted {
             let to = Sample::take(reference);
             return from.rate(&to, reference).map(|(hz, _)| (hz, from));
         }
+        // Twice as long until enough has passed to tell how long the rest takes.
+        wait = if elapsed > wanted / 32 { waited * (wanted - elapsed) / elapsed } else { waited }.max(FIRST_WAIT);
     }
     None
 }

@@ -72,6 +72,8 @@ fn a_timer_is_armed_for_no_less_than_the_time_asked_for() {
 /// and then the host takes the CPU away in between.
 struct Machine {
     ns: Cell<u64>,
+    /// Of the clock.
+    readings: Cell<u32>,
     random: RefCell<Stream>,
     counter_hz: u64,
     clock_hz: u64,
@@ -85,7 +87,8 @@ impl Machine {
         let random = RefCell::new(Stream::new(seed));
         let ns = Cell::new(random.borrow_mut().below(10 * NS_PER_S));
         let (bits, reading_ns, stolen_ns) = (24, 900, 300_000);
-        Self { ns, random, counter_hz: 2_345_678_901, clock_hz: PM_TIMER_HZ, bits, reading_ns, stolen_ns }
+        let readings = Cell::new(0);
+        Self { ns, readings, random, counter_hz: 2_345_678_901, clock_hz: PM_TIMER_HZ, bits, reading_ns, stolen_ns }
     }
 
     fn pass(&self, ns: u64) {
@@ -121,7 +124,12 @@ impl Reference for Machine {
         self.pass(self.reading_ns / 2);
         let value = self.ticks(self.clock_hz) & (u64::MAX >> (64 - self.bits));
         self.pass(self.reading_ns / 2);
+        self.readings.set(self.readings.get() + 1);
         value
+    }
+
+    fn wait(&self, ticks: u64) {
+        self.pass((u128::from(ticks) * u128::from(NS_PER_S) / u128::from(self.counter_hz)) as u64);
     }
 }
 
@@ -134,6 +142,7 @@ fn a_rate_is_measured_within_half_a_millisecond_and_refined_later() {
         let (hz, first) = measure(&machine).unwrap();
         assert!(machine.ns.get() - start < 500_000, "seed {seed}: took {} ns", machine.ns.get() - start);
         assert!(machine.error(hz) < 2_500, "seed {seed}: {hz} Hz");
+        assert!(machine.readings.get() < 40, "{} readings, each an exit", machine.readings.get());
         machine.stolen_ns = 300_000;
         let (hz, _) = measure(&machine).unwrap();
         assert!(machine.error(hz) < 2_500, "seed {seed}: {hz} Hz with a busy host");
@@ -142,6 +151,17 @@ fn a_rate_is_measured_within_half_a_millisecond_and_refined_later() {
         machine.pass(BASELINE_NS);
         let Refined::Rate(hz) = refinement.attempt(&machine, machine.ns.get()) else { panic!("seed {seed}") };
         assert!(machine.error(hz) < 20, "seed {seed}: {hz} Hz refined");
+    }
+}
+
+#[test]
+fn a_counter_or_a_clock_of_any_rate_is_measured_by_few_readings() {
+    for (counter_hz, clock_hz, bits) in
+        [(20_000_000, 1_000_000_000, 32), (1_000_000_000, 24_000_000, 32), (50_000_000_000, PM_TIMER_HZ, 24)]
+    {
+        let machine = Machine { counter_hz, clock_hz, bits, ..Machine::new(3) };
+        let (hz, _) = measure(&machine).unwrap();
+        assert!(machine.error(hz) < 2_500 && machine.readings.get() < 60, "{hz} Hz, {}", machine.readings.get());
     }
 }
 
@@ -159,11 +179,34 @@ fn a_refinement_that_comes_too_late_starts_anew() {
     assert!(machine.error(hz) < 20, "{hz} Hz");
 }
 
+/// A clock that is not there reads as all ones.
+struct Dead(Cell<u64>);
+
+impl Reference for Dead {
+    fn hz(&self) -> u64 {
+        PM_TIMER_HZ
+    }
+    fn bits(&self) -> u32 {
+        32
+    }
+    fn counter(&self) -> u64 {
+        self.0.get()
+    }
+    fn clock(&self) -> u64 {
+        u64::from(u32::MAX)
+    }
+    fn wait(&self, ticks: u64) {
+        self.0.set(self.0.get() + ticks);
+    }
+}
+
 #[test]
 fn a_clock_that_stands_still_or_readings_that_are_always_slow_give_nothing() {
     let mut machine = Machine::new(1);
     machine.clock_hz = 1;
     assert_eq!(measure(&machine).map(|(hz, _)| hz), None);
+    let dead = Dead(Cell::new(0));
+    assert!(measure(&dead).is_none() && dead.0.get() < 1 << 28);
     let mut machine = Machine::new(2);
     let (_, first) = measure(&machine).unwrap();
     let mut refinement = Refinement::new(first, machine.ns.get());

@@ -9,6 +9,14 @@ use x86_64::instructions::port::Port;
 use super::counter;
 use crate::cpu::{apic, exits};
 
+/// Lets so many ticks of the time stamp counter pass.
+fn pass(ticks: u64) {
+    let from = counter();
+    while counter().wrapping_sub(from) < ticks {
+        core::hint::spin_loop();
+    }
+}
+
 /// The time stamp counter against the APIC's one-shot timer, which counts downwards.
 pub struct ByApicTimer {
     pub hz: u64,
@@ -29,6 +37,10 @@ impl Reference for ByApicTimer {
 
     fn clock(&self) -> u64 {
         u64::from(u32::MAX - apic::timer_left())
+    }
+
+    fn wait(&self, ticks: u64) {
+        pass(ticks);
     }
 }
 
@@ -68,6 +80,10 @@ impl Reference for ByPmTimer {
         let value = unsafe { Port::<u32>::new(self.port).read() };
         u64::from(value) & (u64::MAX >> (64 - self.bits()))
     }
+
+    fn wait(&self, ticks: u64) {
+        pass(ticks);
+    }
 }
 
 /// The APIC's timer against the ACPI timer.
@@ -88,5 +104,9 @@ impl Reference for ApicByPmTimer {
 
     fn clock(&self) -> u64 {
         self.0.clock()
+    }
+
+    fn wait(&self, ticks: u64) {
+        pass(ticks);
     }
 }
