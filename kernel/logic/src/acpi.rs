@@ -196,7 +196,9 @@ impl Acpi {
         const ENABLED: u32 = 1;
         const ONLINE_CAPABLE: u32 = 2;
         let mut add_cpu = |apic_id: u32, flags: u32| {
-            if flags & (ENABLED | ONLINE_CAPABLE) != 0 {
+            // Firmware may list one twice, by an xAPIC's entry and an x2APIC's.
+            let known = self.cpus.iter().any(|cpu| cpu.apic_id == apic_id);
+            if flags & (ENABLED | ONLINE_CAPABLE) != 0 && !known {
                 self.cpus.push(Cpu { apic_id, enabled: flags & ENABLED != 0 });
             }
         };

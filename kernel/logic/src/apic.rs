@@ -134,7 +134,8 @@ impl LocalApic {
 
     /// Whether [`Self::send`] can reach that CPU.
     pub fn reaches(self, apic_id: u32) -> bool {
-        self.x2apic || apic_id <= XAPIC_LAST_ID
+        // The last one is everybody.
+        if self.x2apic { apic_id != u32::MAX } else { apic_id <= XAPIC_LAST_ID }
     }
 
     /// Sends to another CPU. Interrupts must be off: the xAPIC's two ICR halves belong together.
@@ -348,7 +349,7 @@ mod tests {
             X2.send(&fake, 0x0001_0203, message);
             assert_eq!(fake.take(), [Fence, Msr(0x830, 0x0001_0203_0000_0000 | command)]);
         }
-        assert!(X2.reaches(0x0001_0203));
+        assert!(X2.reaches(0x0001_0203) && X2.reaches(255) && !X2.reaches(u32::MAX));
     }
 
     #[test]

@@ -197,8 +197,9 @@ pub fn enable_input(firmware: &Acpi) {
     }
     make_room_for_input();
     let (gsi, level, active_low) = firmware.isa_route(serial::ISA_IRQ);
-    let Some(vector) = irq::allocate(take_input, 0) else { return };
-    if ioapic::route(gsi, vector, level, active_low, apic::id()) {
+    let line = ioapic::Line { gsi, level, active_low };
+    if ioapic::route(line, apic::id(), || irq::allocate(take_input, 0)) {
+        ioapic::unmask(gsi);
         serial::enable_input_interrupt();
     } else {
         log::info!("no interrupt line for the serial port: no console input");
@@ -277,9 +278,7 @@ static LOGGER: Logger = Logger;
 
 /// Opens the serial port and registers the logger.
 pub fn init(level: log::LevelFilter) {
-    if serial::is_present() {
-        serial::init(|byte| INPUT.lock().push_back(byte));
-    } else {
+    if !serial::init(INPUT_LIMIT, |byte| INPUT.lock().push_back(byte)) {
         SINK.store(KEPT, Ordering::Relaxed);
     }
     // A second registration is refused, which is what is wanted.

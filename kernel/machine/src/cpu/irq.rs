@@ -36,7 +36,8 @@ pub(crate) fn dispatch(vector: u8) {
 }
 
 /// (address, data) of a message-signalled interrupt that raises `vector` on the CPU with this APIC id
-/// (SDM 11.11).
-pub fn message(apic_id: u32, vector: u8) -> (u64, u32) {
-    (0xfee0_0000 | u64::from(apic_id & 0xff) << 12, u32::from(vector))
+/// (SDM 11.11). None: an address has eight bits for that, and this is a higher one, or everybody.
+pub fn message(apic_id: u32, vector: u8) -> Option<(u64, u32)> {
+    let id = u8::try_from(apic_id).ok().filter(|id| *id != u8::MAX)?;
+    Some((0xfee0_0000 | u64::from(id) << 12, u32::from(vector)))
 }

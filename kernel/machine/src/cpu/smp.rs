@@ -117,6 +117,8 @@ fn start_one(apic_id: u32, index: u32) -> bool {
     while percpu::online_count() == before {
         let waited_ns = time::now_ns() - sent_ns;
         if waited_ns > START_WAIT_NS {
+            // It must not come later, when the trampoline's map is gone and its stack is another's.
+            interrupts::without_interrupts(|| apic::send_init(apic_id));
             return false;
         }
         if waited_ns > AGAIN_NS && !again {

@@ -15,7 +15,12 @@ use logic::{
 };
 
 use super::{memory::Window, pci::Host};
-use crate::cpu::{apic, features, ioapic, irq};
+use crate::cpu::{
+    apic, features,
+    ioapic::{self, Line},
+    irq,
+    lock::InterruptsOff,
+};
 
 /// Registers and configuration of any device that is driven here; who announces more gets no more mapped.
 const MMIO_BYTES: u64 = 4096;
@@ -49,6 +54,8 @@ pub enum Wire {
 pub struct Connected {
     /// MSI-X table entry, where the device has a table.
     pub entry: Option<u16>,
+    run: fn(usize),
+    data: usize,
 }
 
 /// All virtio devices, PCI first, each bus in address order.
@@ -123,23 +130,36 @@ impl Found {
 }
 
 impl Wire {
-    /// Lets the device's interrupt call `run(data)` on this CPU. None: it has none, or all vectors
-    /// are taken.
+    /// Lets the device's interrupt call `run(data)` on this CPU, once somebody [listens](Wire::listen). None:
+    /// it has none, or all vectors are taken.
     pub fn connect(&self, run: fn(usize), data: usize) -> Option<Connected> {
+        let by_wire = Connected { entry: None, run, data };
         match self {
             Self::Pci(host, function) => {
                 if host.has_messages(function) {
-                    host.connect_interrupt(function, run, data).map(|entry| Connected { entry: Some(entry) })
+                    host.connect_interrupt(function, run, data).map(|entry| Connected { entry: Some(entry), ..by_wire })
                 } else {
-                    host.connect_wire(function, run, data).then_some(Connected { entry: None })
+                    host.connect_wire(function, run, data).then_some(by_wire)
                 }
             }
             Self::Mmio(place) => {
-                let vector = irq::allocate(run, data)?;
-                ioapic::route(place.gsi, vector, place.level, place.active_low, apic::id())
-                    .then_some(Connected { entry: None })
+                let line = Line { gsi: place.gsi, level: place.level, active_low: place.active_low };
+                ioapic::route(line, apic::id(), || irq::allocate(run, data)).then_some(by_wire)
             }
         }
+    }
+
+    /// The driver is in place: opens a wire, whose interrupts nobody could have taken back before (one that is
+    /// level-triggered would have come again for ever), and calls the handler for those that came too early.
+    pub fn listen(&self, connected: Option<Connected>) {
+        let Some(Connected { entry, run, data }) = connected else { return };
+        match self {
+            Self::Pci(..) if entry.is_some() => {}
+            Self::Pci(host, function) => host.open_wire(function),
+            Self::Mmio(place) => ioapic::unmask(place.gsi),
+        }
+        let _off = InterruptsOff::enter();
+        run(data);
     }
 }
 

@@ -20,6 +20,7 @@ pub fn start(found: Found) -> Result<Arc<VirtioDisk<DeviceTransport>>, VirtioErr
     }
     let vector = connected.and_then(|connected| connected.entry);
     let disk = handle.start(transport, vector, connected.is_some())?;
+    wire.listen(connected);
     log::info!("virtio disk on {bus}: {} sectors", disk.sectors());
     Ok(disk)
 }

@@ -16,7 +16,12 @@ use logic::{
 use x86_64::instructions::port::Port;
 
 use super::memory::Window;
-use crate::cpu::{apic, exits, features, ioapic, irq, lock::IrqSpin};
+use crate::cpu::{
+    apic, exits, features,
+    ioapic::{self, Line},
+    irq,
+    lock::IrqSpin,
+};
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
@@ -130,12 +135,17 @@ impl Host {
     pub fn connect_wire(&self, function: &Function, run: fn(usize), data: usize) -> bool {
         let Some(irq) = pci::interrupt_line(self, function) else { return false };
         let (gsi, active_low) = self.isa_routes[usize::from(irq)];
-        let Some(vector) = irq::allocate(run, data) else { return false };
-        let routed = ioapic::route(gsi, vector, true, active_low, apic::id());
+        // The function itself keeps it low until `open_wire`.
+        let routed = ioapic::route(Line { gsi, level: true, active_low }, apic::id(), || irq::allocate(run, data));
         if routed {
-            pci::use_wire(self, function);
+            ioapic::unmask(gsi);
         }
         routed
+    }
+
+    /// Lets the function use its wire, which [`Host::connect_wire`] connected.
+    pub fn open_wire(&self, function: &Function) {
+        pci::use_wire(self, function);
     }
 
     /// Points MSI-X table entry 0 at `run(data)` on this CPU, and turns MSI-X on. None: the function
@@ -144,8 +154,7 @@ impl Host {
         const ENTRY: u16 = 0;
         let msix: Msix = pci::msix(self, function)?;
         let entry = self.map_bar(function, msix.bar, msix.offset, pci::MSIX_ENTRY_LEN)?;
-        let vector = irq::allocate(run, data)?;
-        let (address, value) = irq::message(apic::id(), vector);
+        let (address, value) = irq::message(apic::id(), irq::allocate(run, data)?)?;
         entry.write32(0, address as u32);
         entry.write32(4, (address >> 32) as u32);
         entry.write32(8, value);

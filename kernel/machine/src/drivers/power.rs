@@ -65,6 +65,13 @@ pub fn exit(code: u8) -> ! {
     off(abi::exit::ORDERLY)
 }
 
+/// A monitor may end the machine by another thread, and let this one run on meanwhile: the next way, a reset,
+/// must not overtake the power-off that was asked for.
+fn give_time() {
+    const PATIENCE_NS: u64 = 200_000_000;
+    time::spin_ns(PATIENCE_NS);
+}
+
 /// Ends the machine. `code` reaches the host only through QEMU's debug-exit device.
 pub fn off(code: u32) -> ! {
     interrupts::disable();
@@ -73,17 +80,23 @@ pub fn off(code: u32) -> ! {
     // registers are device windows that `set_registers` mapped for good.
     unsafe {
         Port::<u32>::new(abi::exit::PORT).write(code);
-        for &(port, sleep_type) in SOFT_OFF.get().into_iter().flatten().flatten() {
+        let soft_off = SOFT_OFF.get().into_iter().flatten().flatten();
+        for &(port, sleep_type) in soft_off.clone() {
             Port::<u16>::new(port).write(sleep_type << 10 | SLEEP_ENABLE);
+        }
+        if soft_off.count() > 0 {
+            give_time();
         }
         for way in REGISTERS.get().into_iter().flatten().flatten() {
             match *way {
                 Way::Port(port, value) => Port::new(port).write(value),
                 Way::Memory(address, value) => (address as *mut u8).write_volatile(value),
             }
+            give_time();
         }
         Port::<u8>::new(KEYBOARD_COMMAND).write(PULSE_RESET);
     }
+    give_time();
     // An empty IDT turns the next exception into a triple fault, which every monitor takes for a reset.
     let none = x86_64::structures::DescriptorTablePointer { limit: 0, base: x86_64::VirtAddr::zero() };
     // SAFETY: this CPU is to fault now.

@@ -1,6 +1,8 @@
 #![allow(unsafe_code, reason = "port I/O")]
 //! The 16550 serial port at 0x3f8: the console. No locks here: [`crate::console`] has them, and a panic
 //! writes past them.
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use x86_64::instructions::port::Port;
 
 use crate::cpu::exits;
@@ -12,6 +14,7 @@ const FIFO_CONTROL: u16 = BASE + 2;
 const LINE_CONTROL: u16 = BASE + 3;
 const MODEM_CONTROL: u16 = BASE + 4;
 const LINE_STATUS: u16 = BASE + 5;
+const SCRATCH: u16 = BASE + 7;
 const DATA_READY: u8 = 1;
 const TRANSMIT_EMPTY: u8 = 1 << 5;
 /// Bytes the transmit FIFO takes once it is empty.
@@ -31,25 +34,40 @@ fn read_port(port: u16) -> u8 {
     unsafe { Port::new(port).read() }
 }
 
-/// False: a machine without the port, where the bus reads as all ones.
+static PRESENT: AtomicBool = AtomicBool::new(false);
+
+/// [`init`] found the port.
 pub fn is_present() -> bool {
-    read_port(LINE_STATUS) != 0xff
+    PRESENT.load(Ordering::Relaxed)
 }
 
-/// 115,200 baud, 8N1, FIFOs on, interrupts off. Input that is there already goes to `early`: switching
-/// the FIFOs on empties them, and a host may send before the guest is up.
-pub fn init(mut early: impl FnMut(u8)) {
+/// Where nobody answers, a port reads as all ones, as zeros (Cloud Hypervisor without a serial port: a
+/// transmitter that is never ready), or as what was written last (KVM's buffer, on older hosts). A scratch
+/// register keeps what it was given.
+fn answers() -> bool {
+    const PATTERN: u8 = 0x5a;
+    write_port(SCRATCH, PATTERN);
     write_port(INTERRUPT_ENABLE, 0);
+    read_port(SCRATCH) == PATTERN
+}
+
+/// 115,200 baud, 8N1, FIFOs on, interrupts off. Input that is there already goes to `early`, as far as it
+/// has `room`: switching the FIFOs on empties them, and a host may send before the guest is up. False: there
+/// is no such port.
+pub fn init(room: usize, mut early: impl FnMut(u8)) -> bool {
+    if !answers() {
+        return false;
+    }
+    PRESENT.store(true, Ordering::Relaxed);
     write_port(LINE_CONTROL, 0x80);
     write_port(DATA, 1);
     write_port(INTERRUPT_ENABLE, 0);
     write_port(LINE_CONTROL, 3);
-    while let Some(byte) = read() {
-        early(byte);
-    }
+    core::iter::from_fn(read).take(room).for_each(&mut early);
     write_port(FIFO_CONTROL, 7);
     // OUT2 gates the interrupt line on PCs.
     write_port(MODEM_CONTROL, 0x0b);
+    true
 }
 
 /// Raises an interrupt when input arrives, from now on.

@@ -89,6 +89,7 @@ pub fn start(found: Found) -> Result<Arc<dyn Quiesce>, VirtioError> {
         report_order: balloon::report_order(),
     };
     let driver = DRIVER.call_once(|| Arc::new(driver)).clone();
+    wire.listen(connected);
     balloon::when_out_of_memory(deflate_for_memory);
     if reports {
         balloon::set_watcher(driver.report_order, || DRIVER.get().into_iter().for_each(|driver| driver.tell()));

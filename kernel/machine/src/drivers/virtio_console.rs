@@ -67,6 +67,7 @@ pub fn start(found: Found, terminal: bool) -> Result<Arc<dyn Quiesce>, VirtioErr
     }
     let has_terminal = device.has_terminal();
     *DEVICE.lock() = Some(device);
+    wire.listen(connected);
     if has_terminal {
         console::use_terminal();
         // What came before there was anybody to tell.

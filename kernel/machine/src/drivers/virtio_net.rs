@@ -56,7 +56,9 @@ pub fn start(found: Found) -> Result<Arc<Nic>, VirtioError> {
     let mac = device.mac();
     log::info!("virtio network device on {bus}: {}", Mac(mac));
     let nic = Nic { device: IrqSpin::new(device), received: WaitQueue::new(), interrupts: connected.is_some(), mac };
-    Ok(place.call_once(|| Arc::new(nic)).clone())
+    let nic = place.call_once(|| Arc::new(nic)).clone();
+    wire.listen(connected);
+    Ok(nic)
 }
 
 fn interrupt(number: usize) {
