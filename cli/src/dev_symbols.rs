@@ -10,7 +10,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 use crate::{
     arguments::SymbolsOptions,
-    failure::{Failure, TOOL_FAILED},
+    failure::{Failure, TOOL_FAILED, say},
 };
 
 pub fn run(options: &SymbolsOptions) -> Result<u8, Failure> {
@@ -18,7 +18,7 @@ pub fn run(options: &SymbolsOptions) -> Result<u8, Failure> {
     let failed = |error: String, help: &str| Failure::new(TOOL_FAILED, format!("{}: {error}", path.display()), help);
     let bytes = fs::read(path).map_err(|error| failed(error.to_string(), "give the linked kernel"))?;
     let Some((place, room, table)) = table_for(&bytes).map_err(|error| failed(error, "give the linked kernel"))? else {
-        eprintln!("note: {} has no section {}: backtraces will show addresses", path.display(), ksyms::SECTION);
+        say(format_args!("note: {} has no section {}: backtraces will show addresses", path.display(), ksyms::SECTION));
         return Ok(0);
     };
     if table.len() as u64 > room {

@@ -20,7 +20,8 @@ pub fn run(options: &TestOptions) -> Result<u8, Failure> {
         Event::Output { bytes, .. } => drop(io::stdout().write_all(bytes)),
         Event::Frame { frame: Frame::Test { name, ok, detail }, .. } => {
             let result = if ok { "ok" } else { "FAILED" };
-            println!("test {name} ... {result}{}{detail}", if detail.is_empty() { "" } else { ": " });
+            let colon = if detail.is_empty() { "" } else { ": " };
+            drop(writeln!(io::stdout(), "test {name} ... {result}{colon}{detail}"));
         }
         Event::Frame { .. } => {}
     })?;

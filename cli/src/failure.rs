@@ -1,5 +1,10 @@
 //! How a command fails: one `error:` line, one `help:` line, and an exit code that no application's
 //! own is likely to be taken for.
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
 use image::{CacheError, JdkError, TreeError, app::JarError, erofs::WriteError};
 use vmm::VmmError;
 
@@ -26,9 +31,14 @@ impl Failure {
     }
 
     pub fn report(&self) {
-        eprintln!("error: {}", self.error.trim_end().replace('\n', " "));
-        eprintln!("help: {}", self.help);
+        say(format_args!("error: {}", self.error.trim_end().replace('\n', " ")));
+        say(format_args!("help: {}", self.help));
     }
+}
+
+/// A line on standard error; who reads that may have gone, which changes nothing.
+pub fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 const MORE_SPACE: &str = "free some space, or set DEMITASSE_CACHE to a folder on another disk";
@@ -71,7 +81,7 @@ impl From<TreeError> for Failure {
 impl From<WriteError> for Failure {
     fn from(error: WriteError) -> Self {
         let help = match &error {
-            WriteError::Output(cause) if cause.kind() == std::io::ErrorKind::StorageFull => MORE_SPACE,
+            WriteError::Output(cause) if cause.kind() == io::ErrorKind::StorageFull => MORE_SPACE,
             WriteError::Output(_) => "set DEMITASSE_CACHE to a folder that can be written",
             WriteError::Changed(_) => "try again when nothing writes to it",
             _ => "check the file's permissions",

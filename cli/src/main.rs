@@ -19,7 +19,7 @@ use clap::{Parser, error::ErrorKind};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    match parse().and_then(|cli| cli.map_or(Ok(0), execute)) {
+    match parse().and_then(|parsed| parsed.map_or_else(Ok, execute)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.report();
@@ -28,17 +28,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the user asked for; `None` if that was help, which is then printed.
-fn parse() -> Result<Option<Cli>, Failure> {
+/// What the user asked for; if that was help, or nothing at all, help is printed, and this is the exit code.
+fn parse() -> Result<Result<Cli, u8>, Failure> {
     match Cli::try_parse() {
-        Ok(cli) => Ok(Some(cli)),
+        Ok(cli) => Ok(Ok(cli)),
         Err(error) if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(error.into())
         }
         Err(help) => {
             // Nobody is left to be told that nobody reads the help.
             let _ = help.print();
-            Ok(None)
+            Ok(Err(if help.use_stderr() { failure::TOOL_FAILED } else { 0 }))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The story of `demitasse run`: build the image if it is not there, boot it, pass on what it says.
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -45,8 +45,8 @@ pub fn run(options: &RunOptions) -> Result<u8, Failure> {
     machine.boot.timing = options.timing;
     machine.boot.exits = options.timing;
     let given_as = if options.exact { ImageAs::Module } else { ImageAs::Disk };
-    check_module_fits(&image, given_as, machine.memory_bytes)?;
-    machine.image = Some(Image { path: image, given_as });
+    check_module_fits(&image.path, given_as, machine.memory_bytes)?;
+    machine.image = Some(Image { path: image.path.clone(), given_as });
     let report = boot_and_pass_on(&machine)?;
     if options.timing {
         timing::print(&report);
@@ -55,16 +55,18 @@ pub fn run(options: &RunOptions) -> Result<u8, Failure> {
 }
 
 /// The image of a jar on its JDK, and how it is started.
-fn jar(options: &RunOptions, cache: &Cache) -> Result<(PathBuf, BootConfig), Failure> {
+fn jar(options: &RunOptions, cache: &Cache) -> Result<(KeptImage, BootConfig), Failure> {
     let jar = Jar::open(Path::new(&options.target[0]))?;
     let jvm_host = places::jvm_host()?;
     let bar = Bar::default();
     let jdk = Jdk::obtain(&options.jdk, cache, &bar)?;
     let unreadable = |error: io::Error| Failure::new(failure::TOOL_FAILED, error.to_string(), "check its permissions");
     let name = jar.path().file_name().unwrap_or_default().as_encoded_bytes();
-    let print = jdk::fingerprint(&jdk).part(name);
-    let print = print.file(jar.path()).and_then(|print| print.file(&jvm_host)).map_err(unreadable)?;
-    let image = obtain_image(print, cache, &bar, || Ok(app::tree(&jar, &jdk, &jvm_host, &[])?))?;
+    let print = || {
+        let print = jdk::fingerprint(&jdk).part(name);
+        print.file(jar.path()).and_then(|print| print.file(&jvm_host)).map_err(unreadable)
+    };
+    let image = obtain_image(&print, cache, &bar, || Ok(app::tree(&jar, &jdk, &jvm_host, &[])?))?;
     let boot = BootConfig {
         init: Some(app::JVM_HOST.to_string()),
         args: options.target[1..].to_vec(),
@@ -76,7 +78,7 @@ fn jar(options: &RunOptions, cache: &Cache) -> Result<(PathBuf, BootConfig), Fai
 }
 
 /// The image of a folder, and how the program in it is started.
-fn program_in(folder: &Path, options: &RunOptions, cache: &Cache) -> Result<(PathBuf, BootConfig), Failure> {
+fn program_in(folder: &Path, options: &RunOptions, cache: &Cache) -> Result<(KeptImage, BootConfig), Failure> {
     let program = &options.target[0];
     let mut tree = Tree::new();
     if !folder.is_dir() {
@@ -88,7 +90,8 @@ fn program_in(folder: &Path, options: &RunOptions, cache: &Cache) -> Result<(Pat
         let error = format!("{program}: no such program in {}", folder.display());
         return Err(Failure::new(failure::NOTHING_TO_RUN, error, "give its absolute path within the folder"));
     }
-    let image = obtain_image(tree.fingerprint()?, cache, &Bar::default(), || Ok(tree))?;
+    let print = || Ok(tree.fingerprint()?);
+    let image = obtain_image(&print, cache, &Bar::default(), || Ok(tree.clone()))?;
     let boot = BootConfig {
         init: Some(program.clone()),
         args: options.target[1..].to_vec(),
@@ -108,33 +111,80 @@ fn environment(options: &RunOptions) -> Vec<String> {
     defaults.chain(options.env.iter().cloned()).collect()
 }
 
-/// The image of this name, built if it is not in the cache.
+/// An image in the cache. Nobody deletes it while this is there.
+struct KeptImage {
+    path: PathBuf,
+    _held: File,
+}
+
+/// The image of what `print` is the fingerprint of, built if it is not in the cache.
 fn obtain_image(
-    print: Fingerprint,
+    print: &dyn Fn() -> Result<Fingerprint, Failure>,
     cache: &Cache,
     bar: &Bar,
     tree: impl FnOnce() -> Result<Tree, Failure>,
-) -> Result<PathBuf, Failure> {
+) -> Result<KeptImage, Failure> {
     let images = cache.folder("images")?;
-    let name = print.name();
+    let name = print()?.name();
     let path = images.join(format!("{name}.erofs"));
-    if !path.exists() {
-        let _lock = cache.lock(&format!("image-{name}"))?;
-        if !path.exists() {
-            let tree = tree()?;
-            let done = std::cell::Cell::new(0);
-            bar.begin("building the image", tree.file_bytes());
-            erofs::write_file(&tree, &path, &|bytes| {
-                done.set(done.get() + bytes);
-                bar.reached(done.get());
-            })?;
-            bar.end();
+    let held = match hold_whole(cache, &path)? {
+        Some(held) => held,
+        None => {
+            let _lock = cache.lock("images", bar)?;
+            match hold_whole(cache, &path)? {
+                Some(held) => held,
+                None => build_image(&path, &name, print, cache, bar, &tree()?)?,
+            }
         }
-    }
+    };
     // Neither matters to this run: the order of deletion, and the size of the cache.
-    let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
-    let _ = cache.trim(&images, KEPT_IMAGES_BYTES, &path);
-    Ok(path)
+    let _ = held.set_modified(SystemTime::now());
+    let _ = cache.trim(&images, KEPT_IMAGES_BYTES);
+    Ok(KeptImage { path, _held: held })
+}
+
+/// `None`: the image is not there, or a host that crashed has kept only a part of it.
+fn hold_whole(cache: &Cache, path: &Path) -> Result<Option<File>, Failure> {
+    let unreadable = |error: io::Error| {
+        let text = format!("{}: {error}", path.display());
+        Failure::new(failure::TOOL_FAILED, text, "delete it, or set DEMITASSE_CACHE to a folder of yours")
+    };
+    let Some(mut held) = cache.hold(path).map_err(unreadable)? else { return Ok(None) };
+    let len = held.metadata().map_err(unreadable)?.len();
+    Ok((erofs::image_bytes(&mut held).map_err(unreadable)? == Some(len)).then_some(held))
+}
+
+/// Under the lock. What changes while it is written must not stand under the name of what it was.
+fn build_image(
+    path: &Path,
+    name: &str,
+    print: &dyn Fn() -> Result<Fingerprint, Failure>,
+    cache: &Cache,
+    bar: &Bar,
+    tree: &Tree,
+) -> Result<File, Failure> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let unusable = |error: io::Error| Failure::from(erofs::WriteError::Output(error));
+    cache.remove_leftovers(folder, erofs::UNFINISHED).map_err(unusable)?;
+    let new = folder.join(format!("{}image", erofs::UNFINISHED));
+    let done = std::cell::Cell::new(0);
+    bar.begin("building the image", tree.file_bytes());
+    erofs::write_file(tree, &new, &|bytes| {
+        done.set(done.get() + bytes);
+        bar.reached(done.get());
+    })?;
+    bar.end();
+    if print()?.name() != name {
+        // Nothing more can be done about it; the next build tries again.
+        let _ = std::fs::remove_file(new);
+        let error = "what belongs into the image changed while it was written";
+        return Err(Failure::new(failure::TOOL_FAILED, error, "try again when nothing writes to it"));
+    }
+    std::fs::rename(new, path).map_err(unusable)?;
+    hold_whole(cache, path)?.ok_or_else(|| {
+        let error = format!("{}: it is gone as soon as it was written", path.display());
+        Failure::new(failure::TOOL_FAILED, error, "let nothing else delete files in the cache meanwhile")
+    })
 }
 
 /// The machine that the options describe, without an image.
@@ -152,7 +202,7 @@ pub fn machine(
         AccelName::Auto => {
             let choice = accel::choose(&kernel, options.qemu.as_deref(), &cache.folder("accel")?);
             if let Some(reason) = choice.reason {
-                eprintln!("demitasse: slow, by emulation: KVM does not work here ({reason})");
+                failure::say(format_args!("demitasse: slow, by emulation: KVM does not work here ({reason})"));
             }
             choice.accel
         }
@@ -174,7 +224,7 @@ pub fn machine(
     machine.boot.log_level = options.loglevel;
     debugging(options, &mut machine);
     // The user's terminal edits and echoes lines itself.
-    machine.boot.stdin = ConsoleInput::Pipe;
+    machine.boot.stdin = if io::stdin().is_terminal() { ConsoleInput::Cooked } else { ConsoleInput::Pipe };
     Ok(machine)
 }
 
@@ -184,7 +234,7 @@ fn debugging(options: &MachineOptions, machine: &mut Machine) {
         machine.extra_arguments.extend(["-gdb".into(), format!("tcp:127.0.0.1:{port}"), "-S".into()]);
         let symbols = machine.kernel.with_extension("debug");
         let symbols = if symbols.exists() { &symbols } else { &machine.kernel };
-        eprintln!("demitasse: waits for gdb: gdb {} -ex 'target remote :{port}'", symbols.display());
+        failure::say(format_args!("demitasse: waits for gdb: gdb {} -ex 'target remote :{port}'", symbols.display()));
     }
     if let Some(socket) = &options.qmp {
         // A comma in an option's value is written twice.

@@ -113,10 +113,11 @@ fn first_task(_: usize) {
         Err(error) => boot::malformed(error.exit_code, format_args!("{}", error.text)),
     };
     phase(&boot.config, "root");
-    if boot.config.stdin == abi::ConsoleInput::Pipe {
-        // A program feeds the console: no echo, no keyboard signals.
+    if boot.config.stdin == abi::ConsoleInput::Cooked {
         let console = fs::console::Console::get();
         console.set_settings(fs::console::Settings { echo: false, signals: false, ..console.settings() });
+    }
+    if boot.config.stdin != abi::ConsoleInput::Terminal {
         machine::console::ask_for_input();
     }
     if let Err(error) = libc_shim::start_init(&boot.config, vfs) {

@@ -2,7 +2,7 @@
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
-use abi::BootConfig;
+use abi::{BootConfig, ConsoleInput};
 use fs::{
     OpenFile, OpenFlags, Vfs,
     console::{Console, KeyboardSignal},
@@ -101,7 +101,7 @@ fn mount_generated(vfs: &Vfs) {
 }
 
 fn run(program: &Arc<Program>, config: &BootConfig, path: &str) -> SysResult<()> {
-    open_standard_files(program)?;
+    open_standard_files(program, config.stdin)?;
     let strings = |list: &[String]| list.iter().map(|s| s.as_bytes().to_vec()).collect::<Vec<_>>();
     let mut arguments = alloc::vec![path.as_bytes().to_vec()];
     arguments.extend(strings(&config.args));
@@ -125,14 +125,15 @@ fn run(program: &Arc<Program>, config: &BootConfig, path: &str) -> SysResult<()>
 }
 
 /// Descriptors 0, 1 and 2: the console, opened once. By its path, so that stat shows a terminal; a
-/// tree without /dev gets the object itself.
-fn open_standard_files(program: &Program) -> SysResult<()> {
+/// tree without /dev gets the object itself. Descriptor 0 is a pipe if the host says that it has no terminal.
+fn open_standard_files(program: &Program, stdin: ConsoleInput) -> SysResult<()> {
     let root = program.vfs.root();
     let by_path = Base::new(&root, &root).open(b"/dev/console", OpenFlags::READ_WRITE, 0);
     let console: Arc<OpenFile> = by_path.unwrap_or_else(|_| OpenFile::new(Console::get(), OpenFlags::READ_WRITE));
+    let input = if stdin == ConsoleInput::Pipe { fs::stdin::open() } else { console.clone() };
     let mut files = program.files.lock();
-    for _ in 0..3 {
-        files.insert(console.clone(), false, 0).map_err(|_| EMFILE)?;
+    for file in [input, console.clone(), console] {
+        files.insert(file, false, 0).map_err(|_| EMFILE)?;
     }
     Ok(())
 }

@@ -17,6 +17,8 @@ use crate::{
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// A serial port carries a byte at a time: a megabyte takes seconds, on a busy host many.
+const BINARY_LIMIT_S: u64 = 240;
 /// Of the disk that the kernel's tests know: each is full of its own number.
 const SECTORS: u64 = 8192;
 
@@ -35,6 +37,8 @@ pub fn add(suite: &mut Suite) {
     add_bridges(suite);
     suite.add(Slice::Default, "devices/q35/terminal-and-network-quiesce", || verdict(all_quiesce()));
     suite.add(Slice::Default, "devices/q35/serial-input", || verdict(echo(MachineType::Q35, false)));
+    suite.add(Slice::Default, "devices/q35/binary-input", || verdict(binary(MachineType::Q35, false)));
+    suite.add(Slice::Default, "devices/microvm/terminal/binary-input", || verdict(binary(MachineType::Microvm, true)));
     for machine_type in [MachineType::Q35, MachineType::Microvm, MachineType::MicrovmPcie] {
         let name = format!("devices/{machine_type:?}/terminal").to_lowercase();
         suite.add(Slice::Default, name, move || verdict(echo(machine_type, true)));
@@ -133,13 +137,40 @@ fn pattern_disk(name: &str) -> Result<PathBuf, String> {
 fn echo(machine_type: MachineType, terminal: bool) -> Result<Verdict, String> {
     let program = guest::compiled("echo-lines")?;
     let mut machine = guest::machine("/program", LIMIT.as_secs());
-    machine.boot.stdin = ConsoleInput::Pipe;
+    machine.boot.stdin = ConsoleInput::Cooked;
     let image = guest::image(pressure::image_of(&program)?, ImageAs::Disk);
     // More than the device takes at once, both ways, and than the line discipline keeps.
     let input: String = (0..3000).map(|line| format!("line {line}\n")).collect();
     let stdin = Stdin::Bytes(input.clone().into());
     let run = guest::run(&Machine { machine_type, cpus: 2, terminal, image, stdin, ..machine })?;
     Ok(run.expect(input.as_bytes(), 0))
+}
+
+/// Any bytes reach a program and come back, when the host's input is no terminal.
+fn binary(machine_type: MachineType, terminal: bool) -> Result<Verdict, String> {
+    let program = guest::compiled("binary-input")?;
+    let mut machine = guest::machine("/program", BINARY_LIMIT_S);
+    machine.boot.stdin = ConsoleInput::Pipe;
+    let image = guest::image(pressure::image_of(&program)?, ImageAs::Disk);
+    // Each byte after each other, ^D, ^C, returns and lines without an end among them.
+    let pairs = (0..=255u8).flat_map(|first| (0..=255u8).flat_map(move |second| [first, second]));
+    let input: Vec<u8> = pairs.cycle().take(1 << 20).collect();
+    let stdin = Stdin::Bytes(input.clone());
+    if terminal {
+        // QEMU drops what a virtio terminal writes faster than the host reads.
+        machine.boot.args = vec!["hash".into()];
+    }
+    let run = guest::run(&Machine { machine_type, cpus: 2, terminal, image, stdin, ..machine })?;
+    if terminal {
+        let hash = input.iter().fold(2_166_136_261, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
+        return Ok(run.expect(format!("{} {hash:08x}\n", input.len()).as_bytes(), 0));
+    }
+    if run.exit_code() == Some(0) && run.output == input {
+        return Ok(Verdict::Passed);
+    }
+    let right = run.output.iter().zip(&input).take_while(|(got, sent)| got == sent).count();
+    let why = format!("{:?}; {} bytes came back, the first {right} right", run.report.outcome, run.output.len());
+    Ok(Verdict::Failed(why))
 }
 
 /// A panic reaches it, too.

@@ -1,7 +1,7 @@
 //! Applications: a jar on top of a JDK, checked before anything is built.
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -58,10 +58,15 @@ impl Jar {
             io::ErrorKind::NotFound => JarError::Missing(path.into()),
             _ => JarError::Unreadable { path: path.into(), source },
         };
-        let file = File::open(path).map_err(unreadable)?;
-        if file.metadata().map_err(unreadable)?.is_dir() {
+        // Before it is opened: that would wait for a FIFO's writer.
+        let kind = fs::metadata(path).map_err(unreadable)?.file_type();
+        if kind.is_dir() {
             return Err(JarError::Folder(path.into()));
         }
+        if !kind.is_file() {
+            return Err(JarError::NotAJar { path: path.into(), reason: "it is no file".to_string() });
+        }
+        let file = File::open(path).map_err(unreadable)?;
         let not_a_jar = |error: ZipError| JarError::NotAJar { path: path.into(), reason: error.to_string() };
         let mut archive = ZipArchive::new(file).map_err(not_a_jar)?;
         let mut manifest = Vec::new();
@@ -105,7 +110,7 @@ pub fn tree(jar: &Jar, jdk: &Jdk, jvm_host: &Path, jvm_args: &[String]) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, io::Write};
+    use std::io::Write;
     use zip::write::{SimpleFileOptions, ZipWriter};
 
     fn jar(folder: &Path, manifest: &str) -> PathBuf {

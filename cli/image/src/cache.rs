@@ -4,13 +4,16 @@
 //! may be deleted at any time when no command runs.
 use std::{
     env,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use sha2::{Digest, Sha256};
+
+use crate::progress::Progress;
 
 pub struct Cache {
     root: PathBuf,
@@ -56,23 +59,49 @@ impl Cache {
     }
 
     /// Waits until no other command holds the lock of this name.
-    pub fn lock(&self, name: &str) -> Result<CacheLock, CacheError> {
+    pub fn lock(&self, name: &str, progress: &dyn Progress) -> Result<CacheLock, CacheError> {
         let path = self.folder("locks")?.join(name);
         let lock = || -> io::Result<File> {
             let file = File::create(&path)?;
-            file.lock()?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    progress.begin("waiting for another command", 0);
+                    file.lock()?;
+                    progress.end();
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
             Ok(file)
         };
         lock().map(|file| CacheLock { _file: file }).map_err(|source| CacheError::Io { path: path.clone(), source })
     }
 
-    /// Deletes the least recently used files of a folder until at most `limit_bytes` remain; the
-    /// file at `spare` stays.
-    pub fn trim(&self, folder: &Path, limit_bytes: u64, spare: &Path) -> io::Result<()> {
+    /// Opens a file that [`Cache::trim`] then leaves alone, as long as the result is open. `None`: it is
+    /// not there.
+    pub fn hold(&self, path: &Path) -> io::Result<Option<File>> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // Where files cannot be locked, whoever trims finds it just used.
+        let _ = file.lock_shared();
+        // Its turn may have come before the lock.
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let still =
+            fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|own| identity(own) == identity(there)));
+        Ok(still.then_some(file))
+    }
+
+    /// Deletes the least recently used files of a folder until at most `limit_bytes` remain, but none that
+    /// is held.
+    pub fn trim(&self, folder: &Path, limit_bytes: u64) -> io::Result<()> {
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            let meta = entry.metadata()?;
+            // Another command may have deleted it meanwhile.
+            let Ok(meta) = entry.metadata() else { continue };
             if meta.is_file() {
                 files.push((meta.modified()?, meta.len(), entry.path()));
             }
@@ -83,10 +112,23 @@ impl Cache {
             if total <= limit_bytes {
                 break;
             }
-            if path != spare {
-                fs::remove_file(&path)?;
+            let Ok(file) = File::open(&path) else { continue };
+            if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && fs::remove_file(&path).is_ok() {
                 total -= len;
             }
+        }
+        Ok(())
+    }
+
+    /// Deletes what a command that was killed left half made in a folder: what begins with `prefix`. Under
+    /// the lock that is held while such a thing is made.
+    pub fn remove_leftovers(&self, folder: &Path, prefix: &str) -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if !entry.file_name().to_string_lossy().starts_with(prefix) {
+                continue;
+            }
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
         }
         Ok(())
     }
@@ -149,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_files_go_first_and_the_spared_one_stays() {
+    fn the_oldest_files_go_first_and_one_in_use_stays() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path()).unwrap();
         let images = cache.folder("images").unwrap();
@@ -158,7 +200,24 @@ mod tests {
             let time = SystemTime::now() - std::time::Duration::from_secs(age);
             File::open(images.join(name)).unwrap().set_modified(time).unwrap();
         }
-        cache.trim(&images, 250, &images.join("old")).unwrap();
+        let held = cache.hold(&images.join("old")).unwrap().unwrap();
+        assert!(cache.hold(&images.join("none")).unwrap().is_none());
+        cache.trim(&images, 250).unwrap();
         assert!(images.join("old").exists() && !images.join("middle").exists() && images.join("new").exists());
+        drop(held);
+        cache.trim(&images, 150).unwrap();
+        assert!(!images.join("old").exists() && images.join("new").exists());
+    }
+
+    #[test]
+    fn what_was_left_half_made_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path()).unwrap();
+        fs::create_dir_all(folder.path().join(".making-17-a/root")).unwrap();
+        fs::write(folder.path().join(".making-17-b"), "").unwrap();
+        fs::write(folder.path().join("17-whole"), "").unwrap();
+        cache.remove_leftovers(folder.path(), ".making-17-").unwrap();
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["17-whole"]);
     }
 }

@@ -6,7 +6,7 @@ use std::{fs, path::Path, time::Duration};
 
 use abi::BootConfig;
 
-use crate::{Machine, Outcome};
+use crate::{Machine, Outcome, VmmError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -36,27 +36,32 @@ pub fn choose(kernel: &Path, qemu: Option<&Path>, kept_in: &Path) -> Choice {
     if let Some(answer) = kept.as_ref().and_then(|path| fs::read_to_string(path).ok()) {
         return if answer.is_empty() { Choice { accel: Accel::Kvm, reason: None } } else { no_kvm(answer) };
     }
-    let choice = probe(kernel, qemu);
+    let choice = match probe(kernel, qemu) {
+        Ok(choice) => choice,
+        // That says nothing about KVM, and is not kept.
+        Err(error) => return no_kvm(error.to_string()),
+    };
     if let Some(path) = kept {
-        // An unwritable cache only means that the next run probes again.
-        let _ = fs::write(path, choice.reason.as_deref().unwrap_or(""));
+        // Whole or not at all: an empty answer is one. An unwritable cache only means that the next run
+        // probes again.
+        let new = path.with_extension(std::process::id().to_string());
+        let _ = fs::write(&new, choice.reason.as_deref().unwrap_or("")).and_then(|()| fs::rename(&new, path));
     }
     choice
 }
 
 /// The kernel is booted with nothing to run: if it gets as far as saying so, KVM works.
-fn probe(kernel: &Path, qemu: Option<&Path>) -> Choice {
+fn probe(kernel: &Path, qemu: Option<&Path>) -> Result<Choice, VmmError> {
     let mut machine = Machine::new(kernel, BootConfig::default());
     machine.accel = Accel::Kvm;
     machine.qemu = qemu.map(Path::to_path_buf);
     machine.time_limit = Some(PROBE_LIMIT);
-    match machine.run(&mut |_| {}).map(|report| report.outcome) {
-        Ok(Outcome::BadBoot { .. } | Outcome::Exited { .. }) => Choice { accel: Accel::Kvm, reason: None },
-        Ok(Outcome::QemuFailed { message, .. }) => no_kvm(message.lines().next().unwrap_or("QEMU failed").to_string()),
-        Ok(Outcome::TimedOut) => no_kvm("a boot on it did not end".to_string()),
-        Ok(other) => no_kvm(format!("a boot on it failed: {other:?}")),
-        Err(error) => no_kvm(error.to_string()),
-    }
+    Ok(match machine.run(&mut |_| {})?.outcome {
+        Outcome::BadBoot { .. } | Outcome::Exited { .. } => Choice { accel: Accel::Kvm, reason: None },
+        Outcome::QemuFailed { message, .. } => no_kvm(message.lines().next().unwrap_or("QEMU failed").to_string()),
+        Outcome::TimedOut => no_kvm("a boot on it did not end".to_string()),
+        other => no_kvm(format!("a boot on it failed: {other:?}")),
+    })
 }
 
 fn no_kvm(reason: String) -> Choice {

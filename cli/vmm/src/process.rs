@@ -18,6 +18,7 @@ use std::{
 use abi::{
     ConsoleInput, Exits,
     control::{Decoder, Frame, Piece},
+    input,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -36,9 +37,9 @@ pub enum Stdin {
     /// Never anything, and no end.
     #[default]
     Nothing,
-    /// This process' standard input, passed on until it ends; then ^D.
+    /// This process' standard input until it ends; then the machine is told so.
     Inherited,
-    /// These, then ^D.
+    /// These, and then their end.
     Bytes(Vec<u8>),
 }
 
@@ -78,7 +79,7 @@ pub(crate) fn run(machine: &Machine, each: &mut dyn FnMut(Event<'_>)) -> Result<
         // Such a guest does not say when it listens.
         let _ = listening.send(());
     }
-    let _input = feed_input(qemu.0.stdin.take(), machine.stdin.clone(), listens);
+    let _input = feed_input(qemu.0.stdin.take(), machine.stdin.clone(), machine.boot.stdin, listens);
     let stderr = collect(qemu.0.stderr.take());
     let mut watch = Watch { started, seen: Seen::default(), listening, each };
     let mut control = control.map(Control::ours);
@@ -148,6 +149,7 @@ pub(crate) fn find_program(name: PathBuf) -> Result<PathBuf, VmmError> {
 fn feed_input(
     pipe: Option<ChildStdin>,
     stdin: Stdin,
+    guest: ConsoleInput,
     listens: mpsc::Receiver<()>,
 ) -> Option<mpsc::Receiver<ChildStdin>> {
     let mut pipe = pipe?;
@@ -159,8 +161,8 @@ fn feed_input(
         // A machine that ended no longer reads: that is its business, and no error.
         let _ = match stdin {
             Stdin::Nothing => Ok(()),
-            Stdin::Bytes(bytes) => pass_on(&mut bytes.as_slice(), &mut pipe),
-            Stdin::Inherited => pass_on(&mut io::stdin().lock(), &mut pipe),
+            Stdin::Bytes(bytes) => pass_on(&mut bytes.as_slice(), &mut pipe, guest),
+            Stdin::Inherited => pass_on(&mut io::stdin().lock(), &mut pipe, guest),
         };
         let _ = keep.send(pipe);
     });
@@ -171,12 +173,26 @@ fn feed_input(
 const END_OF_INPUT: u8 = 4;
 
 /// Copies without waiting for more than there is, then tells the machine that this was all. A
-/// serial line has no end, so the guest's line discipline is told as a user would tell it.
-fn pass_on(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+/// serial line has no end, so a guest with a terminal is told as a user would tell it.
+fn pass_on(from: &mut impl Read, to: &mut impl Write, guest: ConsoleInput) -> io::Result<()> {
     let mut buffer = [0; 4096];
+    if guest == ConsoleInput::Pipe {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match read_some(from, &mut buffer) {
+                0 => break,
+                count => input::encode(&buffer[..count], &mut line),
+            }
+            to.write_all(&line)?;
+            to.flush()?;
+        }
+        to.write_all(&input::END_OF_INPUT)?;
+        return to.flush();
+    }
     let mut in_line = false;
     loop {
-        let count = from.read(&mut buffer)?;
+        let count = read_some(from, &mut buffer);
         let Some(last) = buffer[..count].last() else { break };
         in_line = *last != b'\n';
         to.write_all(&buffer[..count])?;
@@ -185,6 +201,21 @@ fn pass_on(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let ends: &[u8] = if in_line { &[END_OF_INPUT, END_OF_INPUT] } else { &[END_OF_INPUT] };
     to.write_all(ends)?;
     to.flush()
+}
+
+/// What is there, or 0 at the end. What cannot be read has ended, too: else the machine would wait for ever.
+fn read_some(from: &mut impl Read, buffer: &mut [u8]) -> usize {
+    loop {
+        match from.read(buffer) {
+            Ok(count) => return count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                // Nobody is left to be told that standard error is closed.
+                let _ = writeln!(io::stderr(), "demitasse: input ends here, as it cannot be read: {error}");
+                return 0;
+            }
+        }
+    }
 }
 
 /// The whole of a stream, once it has ended.
@@ -333,11 +364,14 @@ mod tests {
     fn the_end_of_input_is_told_as_a_user_would() {
         let passed = |text: &str| {
             let mut out = Vec::new();
-            pass_on(&mut text.as_bytes(), &mut out).unwrap();
+            pass_on(&mut text.as_bytes(), &mut out, ConsoleInput::Cooked).unwrap();
             out
         };
         assert_eq!(passed(""), b"\x04");
         assert_eq!(passed("a\n"), b"a\n\x04");
         assert_eq!(passed("a\nb"), b"a\nb\x04\x04");
+        let mut out = Vec::new();
+        pass_on(&mut &b"\x10\x04b"[..], &mut out, ConsoleInput::Pipe).unwrap();
+        assert_eq!(out, b"\x10\x10\x04b\x10\x04");
     }
 }

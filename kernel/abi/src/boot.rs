@@ -75,8 +75,10 @@ pub enum ConsoleInput {
     /// Somebody types: echo, line editing, ^C.
     #[default]
     Terminal,
-    /// A program writes, or a terminal that has echoed already: no echo, and no bytes that signal.
-    /// ^D at the start of a line still ends the input; there is no other way over a serial line.
+    /// Somebody types on a terminal that edits and echoes lines itself: no echo, and no bytes that signal.
+    /// ^D at the start of a line ends the input.
+    Cooked,
+    /// A program or a file: standard input is a pipe, and the line carries what [`crate::input`] says.
     Pipe,
 }
 
@@ -289,11 +291,13 @@ impl FromStr for Root {
 }
 
 impl ConsoleInput {
-    const WANTED: &'static str = "terminal or pipe";
+    const WANTED: &'static str = "terminal, cooked or pipe";
+    const ALL: [Self; 3] = [Self::Terminal, Self::Cooked, Self::Pipe];
 
     fn name(self) -> &'static str {
         match self {
             Self::Terminal => "terminal",
+            Self::Cooked => "cooked",
             Self::Pipe => "pipe",
         }
     }
@@ -303,7 +307,7 @@ impl FromStr for ConsoleInput {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Terminal, Self::Pipe].into_iter().find(|input| input.name() == text).ok_or(Self::WANTED)
+        Self::ALL.into_iter().find(|input| input.name() == text).ok_or(Self::WANTED)
     }
 }
 

@@ -35,7 +35,7 @@ pub enum Frame<'a> {
     Phase { name: &'a str, ns: u64, tsc: u64 },
     /// How often the machine left the guest until now (`exits`).
     Exits(Exits),
-    /// A program waits for console input, for the first time (`stdin=pipe`): the host may send it from now on.
+    /// A program waits for console input, for the first time (`stdin=cooked` or `pipe`): the host may send it from now on.
     Input,
     /// A built-in test ended. No white space in `name`; `detail` may be empty.
     Test { name: &'a str, ok: bool, detail: &'a str },

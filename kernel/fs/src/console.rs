@@ -73,6 +73,8 @@ pub struct Console {
     /// Input was read: there is room again.
     drained: WaitQueue,
     pump_started: AtomicBool,
+    /// Input goes elsewhere ([`crate::stdin`]).
+    has_no_input: AtomicBool,
     signal_hook: SpinLock<Option<fn(KeyboardSignal)>>,
 }
 
@@ -95,6 +97,7 @@ impl Console {
             arrived: WaitQueue::new(),
             drained: WaitQueue::new(),
             pump_started: AtomicBool::new(false),
+            has_no_input: AtomicBool::new(false),
             signal_hook: SpinLock::new(None),
         }
     }
@@ -126,6 +129,12 @@ impl Console {
         *self.signal_hook.lock() = Some(hook);
     }
 
+    /// From now on nobody types here: reads find the end at once.
+    pub(crate) fn give_up_input(&self) {
+        self.has_no_input.store(true, Ordering::Relaxed);
+        self.pump_started.store(true, Ordering::Relaxed);
+    }
+
     /// Drops input that was not read (TCIFLUSH).
     pub fn flush_input(&self) {
         *self.input.lock() = Input::default();
@@ -134,6 +143,8 @@ impl Console {
 
     /// Bytes that a read would give now (FIONREAD).
     pub fn input_len(&self) -> usize {
+        // Some look here only, again and again, before they read.
+        self.start_pump();
         self.input.lock().ready.len()
     }
 
@@ -278,7 +289,7 @@ fn pump(_: usize) {
 impl FileOps for Console {
     fn read(&self, _at: u64, out: &mut dyn Sink, wait: Wait) -> FsResult<usize> {
         self.start_pump();
-        if out.remaining() == 0 {
+        if out.remaining() == 0 || self.has_no_input.load(Ordering::Relaxed) {
             return Ok(0);
         }
         let mut bytes = [0; 256];

@@ -34,6 +34,7 @@ pub mod inode;
 pub mod io;
 pub mod pipe;
 pub mod pseudo;
+pub mod stdin;
 pub mod tmpfs;
 pub mod vfs;
 

@@ -86,6 +86,11 @@ impl Pipe {
         Ok((read, write))
     }
 
+    /// The read end and the write end, for who puts something around them.
+    pub(crate) fn ends(self: Arc<Self>) -> (Arc<PipeEnd>, Arc<PipeEnd>) {
+        (self.clone().end(true, false), self.end(false, true))
+    }
+
     /// Opens a FIFO (fifo(7)): waits for the other side, unless O_NONBLOCK or both sides at once.
     pub fn open_fifo(self: Arc<Self>, flags: OpenFlags) -> FsResult<Arc<dyn FileOps>> {
         let (reads, writes) = (flags.reads(), flags.writes());
@@ -344,8 +349,9 @@ impl FileOps for PipeEnd {
         }
     }
 
+    /// Unlike a FIFO's, this does not wait for the other side.
     fn reopen(&self, flags: OpenFlags) -> FsResult<Arc<dyn FileOps>> {
-        self.pipe.clone().open_fifo(flags)
+        Ok(self.pipe.clone().end(flags.reads(), flags.writes()))
     }
 
     fn description(&self) -> Vec<u8> {

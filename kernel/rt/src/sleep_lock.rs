@@ -64,6 +64,12 @@ impl<T> Mutex<T> {
         self.take_unless_starving().then(|| self.guard())
     }
 
+    /// How many wait: for tests.
+    #[cfg(test)]
+    pub(crate) fn waiters(&self) -> usize {
+        self.queue.waiters()
+    }
+
     /// The lock is taken.
     fn guard(&self) -> MutexGuard<'_, T> {
         MutexGuard { cell: self.cell.lock(), _owner: Owner { held: &self.held, queue: &self.queue } }
@@ -173,6 +179,12 @@ impl<T> RwLock<T> {
     pub fn write(&self) -> WriteGuard<'_, T> {
         self.acquire(true);
         WriteGuard { cell: self.cell.write(), _held: Held { state: &self.state, writes: true } }
+    }
+
+    /// How many wait: for tests.
+    #[cfg(test)]
+    pub(crate) fn waiters(&self) -> usize {
+        self.state.lock().waiting.len()
     }
 
     fn acquire(&self, writes: bool) {

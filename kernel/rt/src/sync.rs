@@ -229,6 +229,12 @@ impl WaitQueue {
         task.unpark();
     }
 
+    /// How many are enlisted now: for tests, which thus know that somebody is about to sleep.
+    #[cfg(test)]
+    pub(crate) fn waiters(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
     /// Whether a waker has to look closer.
     fn has_waiters(&self) -> bool {
         fence(Ordering::SeqCst);

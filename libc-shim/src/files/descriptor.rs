@@ -5,7 +5,9 @@
 //! conflict: they are granted, and F_GETLK finds none. flock's are the open files' own.
 use alloc::sync::Arc;
 
-use fs::{OpenFile, OpenFlags as FsFlags, console::Console, file::Wait, flock::FlockMode, pipe::PipeEnd};
+use fs::{
+    OpenFile, OpenFlags as FsFlags, console::Console, file::Wait, flock::FlockMode, pipe::PipeEnd, stdin::PipedInput,
+};
 
 use super::get;
 use crate::{
@@ -156,6 +158,9 @@ fn object_ioctl(file: &OpenFile, request: IoctlOp, argument: Addr) -> SysResult 
 /// FIONREAD: what a pipe holds, or a regular file has from the position on.
 fn readable_bytes(file: &OpenFile) -> SysResult<u32> {
     if let Some(pipe) = file.ops_as::<PipeEnd>() {
+        return Ok(pipe.input_len() as u32);
+    }
+    if let Some(pipe) = file.ops_as::<PipedInput>() {
         return Ok(pipe.input_len() as u32);
     }
     match file.location() {

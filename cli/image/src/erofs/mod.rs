@@ -60,10 +60,13 @@ pub fn write(tree: &Tree, out: &mut (impl Write + Seek), progress: &dyn Fn(u64))
     Ok(written)
 }
 
+/// What a file is called that is being written: a process that is killed leaves it behind.
+pub const UNFINISHED: &str = ".making-";
+
 /// Writes the image to a new file at `path`; on failure nothing is left there.
 pub fn write_file(tree: &Tree, path: &Path, progress: &dyn Fn(u64)) -> Result<u64, WriteError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
     let len = write(tree, file.as_file_mut(), progress)?;
     file.persist(path).map_err(|failed| failed.error)?;
     Ok(len)

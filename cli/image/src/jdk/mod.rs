@@ -188,7 +188,7 @@ fn obtain_root(
     if let Some(kept) = find_root(&jdks, label)? {
         return Ok(kept);
     }
-    let _lock = cache.lock(&format!("jdk-{label}"))?;
+    let _lock = cache.lock(&format!("jdk-{label}"), progress)?;
     if let Some(kept) = find_root(&jdks, label)? {
         return Ok(kept);
     }
@@ -197,7 +197,9 @@ fn obtain_root(
     let offers = apt.offers(packages)?;
     progress.end();
     let version = offers.iter().find(|offer| offer.package == packages[0]).ok_or(JdkError::NoJdk)?.version.clone();
-    let making = tempfile::Builder::new().prefix(".making-").tempdir_in(&jdks).map_err(JdkError::io(&jdks))?;
+    let making = format!(".making-{label}-");
+    cache.remove_leftovers(&jdks, &making).map_err(JdkError::io(&jdks))?;
+    let making = tempfile::Builder::new().prefix(&making).tempdir_in(&jdks).map_err(JdkError::io(&jdks))?;
     let (downloads, root) = (making.path().join("packages"), making.path().join("root"));
     for folder in [&downloads, &root] {
         fs::create_dir(folder).map_err(JdkError::io(folder))?;

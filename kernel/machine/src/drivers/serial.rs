@@ -19,6 +19,9 @@ const DATA_READY: u8 = 1;
 const TRANSMIT_EMPTY: u8 = 1 << 5;
 /// Bytes the transmit FIFO takes once it is empty.
 const FIFO_BYTES: usize = 16;
+/// Both FIFOs on and emptied; an interrupt at eight received bytes, or when no more come for the time of
+/// four. At each byte, QEMU would take from its host no more than one at a time.
+const FIFOS: u8 = 0x87;
 /// The legacy interrupt line.
 pub const ISA_IRQ: u8 = 4;
 
@@ -64,7 +67,7 @@ pub fn init(room: usize, mut early: impl FnMut(u8)) -> bool {
     write_port(INTERRUPT_ENABLE, 0);
     write_port(LINE_CONTROL, 3);
     core::iter::from_fn(read).take(room).for_each(&mut early);
-    write_port(FIFO_CONTROL, 7);
+    write_port(FIFO_CONTROL, FIFOS);
     // OUT2 gates the interrupt line on PCs.
     write_port(MODEM_CONTROL, 0x0b);
     true
