@@ -21,6 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub fn add(suite: &mut Suite) {
     suite.add(Slice::Quick, "diagnosis/panic-of-four-cpus", panic_of_four_cpus);
     suite.add(Slice::Default, "diagnosis/double-fault", double_fault);
+    suite.add(Slice::Default, "diagnosis/gs-base", gs_base);
     suite.add(Slice::Default, "diagnosis/nmi", nmi);
     suite.add(Slice::Default, "diagnosis/log-levels", log_levels);
 }
@@ -45,6 +46,14 @@ fn panic_of_four_cpus() -> Verdict {
 
 fn double_fault() -> Verdict {
     panicked(fatal("fatal-double-fault", 2), &["double fault", "machine::selftest::fatal::double_fault", ": idle"])
+}
+
+/// A program that changes the GS base, to memory or to none, ends the machine with a report, whatever comes
+/// next: a call or an interrupt.
+fn gs_base() -> Verdict {
+    let tests = ["fatal-gs-base", "fatal-gs-base-call", "fatal-gs-base-mapped", "fatal-gs-base-mapped-call"];
+    let verdicts = tests.map(|test| panicked(fatal(test, 2), &["the GS base is not the kernel's", "rip "]));
+    verdicts.into_iter().find(|verdict| !matches!(verdict, Verdict::Passed)).unwrap_or(Verdict::Passed)
 }
 
 /// The machine must have panicked, and its console must say each of these, in this order.

@@ -17,7 +17,10 @@ use x86_64::instructions::interrupts;
 
 use crate::{
     console::PastLocks,
-    cpu::{apic, percpu},
+    cpu::{
+        apic,
+        percpu::{self, PerCpu},
+    },
     drivers::{control, power},
 };
 
@@ -176,12 +179,14 @@ fn vector_name(vector: u64) -> &'static str {
 }
 
 /// From the assembly when nothing may be trusted: `registers` points at the general registers of a
-/// TrapFrame (from r15 on), still on an IST stack.
+/// TrapFrame (from r15 on), still on an IST stack; `cpu`: what that says is the calling CPU's data.
 #[unsafe(no_mangle)]
-extern "C" fn trap_fatal(registers: *const u64, reason: u32) -> ! {
+extern "C" fn trap_fatal(registers: *const u64, reason: u32, cpu: &'static PerCpu) -> ! {
+    let gs_was_wrong = percpu::correct_gs_base(cpu);
     // SAFETY: `entry.S` passes what it and the CPU pushed.
     let frame = unsafe { frame_from(registers) };
     let cause = match reason {
+        _ if gs_was_wrong => "the GS base is not the kernel's: a program has changed it",
         1 => "kernel stack overflow, or a stack pointer outside the kernel stack",
         2 => "fault while a trap frame was being moved",
         _ if frame.vector == 8 => "double fault",

@@ -12,7 +12,10 @@ use core::{
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
-use x86_64::{VirtAddr, registers::model_specific::GsBase};
+use x86_64::{
+    VirtAddr,
+    registers::model_specific::{GsBase, KernelGsBase},
+};
 
 use crate::{
     memory::heap::Magazines,
@@ -57,6 +60,7 @@ pub struct PerCpu {
 }
 
 const _: () = {
+    assert!(offset_of!(PerCpu, this) == 0);
     assert!(offset_of!(PerCpu, user_rsp) == 8);
     assert!(offset_of!(PerCpu, stack_top) == 16);
     assert!(offset_of!(PerCpu, stack_low) == 24);
@@ -111,6 +115,8 @@ impl PerCpu {
         this.apic_id.set(apic_id);
         this.panic_stack.set(panic_stack);
         GsBase::write(VirtAddr::from_ptr(this));
+        // What a program's `swapgs` would put there.
+        KernelGsBase::write(VirtAddr::from_ptr(this));
         this.heap.open();
         CPUS[index as usize].store(ptr::from_ref(this).cast_mut(), Ordering::Release);
         READY.store(1, Ordering::Release);
@@ -173,6 +179,16 @@ pub fn index_by_cpuid() -> Option<usize> {
     (0..MAX_CPUS).find(|&index| cpu(index).is_some_and(|cpu| cpu.apic_id.get() == apic_id))
 }
 
+/// Makes the GS base the calling CPU's data again, which `own` is. True: it was not.
+pub fn correct_gs_base(own: &PerCpu) -> bool {
+    let own = VirtAddr::from_ptr(own);
+    let was_wrong = GsBase::read() != own;
+    if was_wrong {
+        GsBase::write(own);
+    }
+    was_wrong
+}
+
 /// Keeps the GS base right while it lives, whatever it was: for handlers of NMIs.
 pub struct OwnGs {
     before: VirtAddr,
@@ -183,12 +199,9 @@ pub struct OwnGs {
 impl OwnGs {
     /// `index` is the calling CPU's.
     pub fn enter(index: usize) -> Option<Self> {
-        let own = VirtAddr::from_ptr(cpu(index)?);
+        let own = cpu(index)?;
         let before = GsBase::read();
-        if before != own {
-            GsBase::write(own);
-        }
-        Some(Self { before, was_wrong: before != own })
+        Some(Self { before, was_wrong: correct_gs_base(own) })
     }
 }
 

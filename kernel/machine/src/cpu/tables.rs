@@ -12,6 +12,9 @@
 //! | 5 | NMI |
 //! | 6 | #MC |
 //! | 7 | #DB |
+//!
+//! Above its first frame each has the address of the CPU's [`PerCpu`]: `trap/entry.S` holds the GS base, which a
+//! program can change, against it.
 use alloc::boxed::Box;
 use core::mem::size_of;
 
@@ -27,6 +30,7 @@ use x86_64::{
     structures::{DescriptorTablePointer, gdt::SegmentSelector, tss::TaskStateSegment},
 };
 
+use super::percpu::{PerCpu, this_cpu};
 use crate::memory::stacks;
 
 /// Bytes of one IST stack; frames leave it at once. The fatal ones (#DF, NMI, #MC) run handlers.
@@ -82,12 +86,21 @@ fn build_idt() -> Box<[Gate; 256]> {
     idt
 }
 
+/// A stack of the calling CPU that begins below the address of the CPU's data.
+fn ist_stack(bytes: usize) -> u64 {
+    // The CPU aligns the stack pointer to 16 before it pushes.
+    let start = stacks::leak(bytes) - 16;
+    // SAFETY: within the fresh stack.
+    unsafe { (start as *mut *const PerCpu).write(this_cpu()) };
+    start
+}
+
 /// Builds and loads the calling CPU's tables and its `syscall` registers.
 pub fn load() {
     let mut tss = Box::new(TaskStateSegment::new());
     for slot in 1..=7usize {
         let bytes = if (4..=6).contains(&slot) { FATAL_IST_BYTES } else { IST_BYTES };
-        tss.interrupt_stack_table[slot - 1] = VirtAddr::new(stacks::leak(bytes));
+        tss.interrupt_stack_table[slot - 1] = VirtAddr::new(ist_stack(bytes));
     }
     let tss: &'static TaskStateSegment = Box::leak(tss);
     let base = tss as *const _ as u64;

@@ -28,6 +28,8 @@ unsafe extern "C" {
     static snippet_windows: u8;
     static snippet_windows_fault: u8;
     static snippet_wait: u8;
+    static snippet_swapgs: u8;
+    static snippet_change_gs_base: u8;
     static snippet_time_syscall: u8;
     static snippet_time_fault: u8;
     static snippets_end: u8;
@@ -184,6 +186,20 @@ pub fn fault_registers() -> Result<(), String> {
     let page =
         SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
     run(&raw const snippet_fault, [page, 0])
+}
+
+pub fn swapgs() -> Result<(), String> {
+    let page =
+        SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
+    run(&raw const snippet_swapgs, [page, 0])
+}
+
+/// An application that changes the GS base to `base`, or to memory of its own (0), and then calls or is
+/// interrupted. The machine is to end by that.
+pub fn change_gs_base(base: u64, calls: bool) -> Result<(), String> {
+    // On the CPU of this test, whose timer interrupts it.
+    tasks::current().set_affinity(1);
+    App::start(&raw const snippet_change_gs_base, [base, u64::from(calls)], 1)?.expect(0)
 }
 
 /// Sweeps an interrupt over the entry and exit paths of system calls: the timer fires after 1, 2, 3 …

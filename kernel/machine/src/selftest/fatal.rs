@@ -9,7 +9,7 @@ use core::{
 use rt::task::Task as _;
 use x86_64::instructions::{interrupts, tables::sidt};
 
-use super::tasks::spawn;
+use super::{application, tasks::spawn};
 
 /// Runs the failure with this name, if there is one; it does not come back.
 #[inline(never)]
@@ -23,6 +23,10 @@ pub fn run(name: &str) {
             black_box(recurse(1));
         }
         "fatal-sleep-under-lock" => sleep_under_lock(),
+        "fatal-gs-base" => drop(application::change_gs_base(0x1000, false)),
+        "fatal-gs-base-call" => drop(application::change_gs_base(0x1000, true)),
+        "fatal-gs-base-mapped" => drop(application::change_gs_base(0, false)),
+        "fatal-gs-base-mapped-call" => drop(application::change_gs_base(0, true)),
         _ => {}
     }
 }

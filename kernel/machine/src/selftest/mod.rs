@@ -67,6 +67,7 @@ const TESTS: &[Test] = &[
     ("null-syscall", application::null_syscall),
     ("syscall-registers", application::syscall_registers),
     ("fault-registers", application::fault_registers),
+    ("swapgs", application::swapgs),
     ("entry-exit-windows", application::entry_exit_windows),
     ("entry-exit-windows-fault", application::fault_windows),
     ("interrupt-flag", application::interrupt_flag),

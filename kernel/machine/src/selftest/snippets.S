@@ -74,6 +74,7 @@
 
     .section .rodata
     .global snippet_null, snippet_registers, snippet_fault, snippet_windows, snippet_windows_fault, snippet_spin, snippet_vectors, snippet_wait
+    .global snippet_swapgs, snippet_change_gs_base
     .global snippet_read_page, snippet_write_page, snippet_wait_and_read_page, snippets_end
 # exit(value == 4242 ? 0 : 1)
 snippet_null:
@@ -291,6 +292,39 @@ snippet_wait_and_read_page:
 6:  mov $6, %edi
     mov $SYS_EXIT, %eax
     syscall
+
+# The kernel's GS base survives the instruction that exchanges it, across calls and a fault. rdi: an
+# untouched page.
+snippet_swapgs:
+    swapgs
+    mov $SYS_VALUE, %eax
+    syscall
+    cmp $4242, %rax
+    jne 5b
+    movb $1, (%rdi)
+    swapgs
+    mov $SYS_VALUE, %eax
+    syscall
+    cmp $4242, %rax
+    jne 5b
+    xor %edi, %edi
+    mov $SYS_EXIT, %eax
+    syscall
+
+# Changes the GS base to rdi, or where that is 0 to this code, calls if rsi is not 0, and never ends.
+snippet_change_gs_base:
+    lea snippet_change_gs_base(%rip), %rax
+    test %rdi, %rdi
+    cmovnz %rdi, %rax
+    mov %rax, %rdx
+    shr $32, %rdx
+    mov $0xc0000101, %ecx           # IA32_GS_BASE; `wrgsbase`, where a CPU has that
+    wrmsr
+    test %rsi, %rsi
+    jz 1f
+    mov $SYS_VALUE, %eax
+    syscall
+1:  jmp 1b
 
 # Waits interruptibly, then exits with what the wait said.
 snippet_wait:

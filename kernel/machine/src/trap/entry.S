@@ -9,6 +9,7 @@
 # interrupt sees an odd word with a kernel stack or an even word with application registers.
 # (NMI and #MC can, and therefore never read it.)
 
+    .set PC_THIS, 0
     .set PC_USER_RSP, 8
     .set PC_STACK_TOP, 16
     .set PC_STACK_LOW, 24
@@ -29,6 +30,8 @@
     .set FRAME_RSI, XMM_BYTES + 104
     .set FRAME_RDI, XMM_BYTES + 112
     .set FRAME_VECTOR, XMM_BYTES + 120
+    # Where an IST stack has its CPU's PerCpu, once all registers are pushed: cpu::tables.
+    .set IST_PERCPU, 22 * 8
     .set FRAME_RIP, XMM_BYTES + 136
     .set FRAME_RFLAGS, XMM_BYTES + 152
     .set SYSCALL_VECTOR, 0x100          # TrapFrame::SYSCALL
@@ -188,9 +191,12 @@ trap_stubs:
 trap_common:
     PUSH_REGISTERS
     cld
-    cmpl $0, %gs:PC_UNMOVED         # a fault between here and the move would recurse for ever
+    mov IST_PERCPU(%rsp), %rdx
+    cmpl $0, PC_UNMOVED(%rdx)       # a fault between here and the move would recurse for ever
     jne unmoved_fault
-    movl $1, %gs:PC_UNMOVED
+    movl $1, PC_UNMOVED(%rdx)
+    cmp %gs:PC_THIS, %rdx           # a GS base that a program has changed: this differs, or faults
+    jne wrong_gs_base
     xor %ebx, %ebx
     testb $1, %gs:PC_MODE
     jz 1f
@@ -234,6 +240,10 @@ unmoved_fault:
     mov %rsp, %rdi
     mov $2, %esi
     jmp fatal_on_panic_stack
+wrong_gs_base:
+    mov %rsp, %rdi
+    mov $3, %esi
+    jmp fatal_on_panic_stack
 
 # NMI, double fault, machine check: nothing is trusted, not even the mode word.
     .balign 16
@@ -255,9 +265,11 @@ fatal_vector:
     add $16, %rsp
     iretq
 
-# rdi = general registers on (TrapFrame from r15), esi = reason. Another CPU's panic stack is its own.
+# rdi = general registers on (TrapFrame from r15), esi = reason; rsp is still where PUSH_REGISTERS left it.
+# The GS base may be wrong. Another CPU's panic stack is its own.
 fatal_on_panic_stack:
-    mov %gs:PC_PANIC_STACK, %rsp
+    mov IST_PERCPU(%rsp), %rdx
+    mov PC_PANIC_STACK(%rdx), %rsp
     xor %ebp, %ebp
     call trap_fatal
     ud2
