@@ -10,7 +10,6 @@ pub mod bridges;
 mod tests;
 
 const COMMAND: u16 = 0x04;
-const CLASS_REVISION: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0c;
 const BAR_0: u16 = 0x10;
 const BUS_NUMBERS: u16 = 0x18;
@@ -49,8 +48,6 @@ pub struct Function {
     pub address: Address,
     pub vendor: u16,
     pub device: u16,
-    /// Class, subclass, interface.
-    pub class: u32,
     /// A bridge has two BARs, other functions six.
     pub bars: u8,
 }
@@ -68,6 +65,7 @@ pub struct Bar {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msix {
     capability: u16,
+    header: u32,
     pub entries: u16,
     pub bar: u8,
     pub offset: u32,
@@ -110,7 +108,6 @@ fn scan_bus(config: &impl ConfigSpace, bus: u8, found: &mut Vec<Function>, buses
                 address,
                 vendor: id as u16,
                 device: (id >> 16) as u16,
-                class: config.read(address, CLASS_REVISION) >> 8,
                 bars: if bridge { 2 } else { 6 },
             });
             if function == 0 && header & 0x80 == 0 {
@@ -120,12 +117,42 @@ fn scan_bus(config: &impl ConfigSpace, bus: u8, found: &mut Vec<Function>, buses
     }
 }
 
-/// The memory BAR `index`. None: a port BAR, not there, or malformed. Decoding is off while the size
-/// is asked for.
-pub fn memory_bar(config: &impl ConfigSpace, function: &Function, index: u8) -> Option<Bar> {
-    if index >= function.bars {
-        return None;
+/// A function's memory BARs, each sized once: asking costs accesses, and a stop of the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Bars {
+    list: [Option<Bar>; 6],
+    command: u32,
+}
+
+impl Bars {
+    /// Sizes all memory BARs. The function decodes nothing from here on, until [`enable`].
+    pub fn size(config: &impl ConfigSpace, function: &Function) -> Self {
+        let at = function.address;
+        let command = config.read(at, COMMAND) & 0xffff & !(COMMAND_PORTS | COMMAND_MEMORY);
+        config.write(at, COMMAND, command);
+        let mut list = [None; 6];
+        let mut index = 0;
+        while index < function.bars {
+            let bar = size_bar(config, function, index);
+            list[usize::from(index)] = bar;
+            // The upper half of a wide one is no BAR of its own.
+            index += 1 + u8::from(bar.is_some_and(|bar| bar.wide));
+        }
+        Self { list, command }
     }
+
+    /// None: a port BAR, not there, or malformed.
+    pub fn get(&self, index: u8) -> Option<Bar> {
+        self.list.get(usize::from(index)).copied().flatten()
+    }
+
+    /// Firmware has left one at 0.
+    pub fn lack_one(&self) -> bool {
+        self.list.iter().flatten().any(|bar| bar.address == 0)
+    }
+}
+
+fn size_bar(config: &impl ConfigSpace, function: &Function, index: u8) -> Option<Bar> {
     let (at, offset) = (function.address, BAR_0 + 4 * u16::from(index));
     let low = config.read(at, offset);
     let wide = match low & 7 {
@@ -133,24 +160,28 @@ pub fn memory_bar(config: &impl ConfigSpace, function: &Function, index: u8) -> 
         4 if index + 1 < function.bars => true,
         _ => return None,
     };
-    let command = config.read(at, COMMAND) & 0xffff;
-    config.write(at, COMMAND, command & !(COMMAND_PORTS | COMMAND_MEMORY));
-    let probe = |offset| {
-        let value = config.read(at, offset);
+    let probe = |offset, value| {
         config.write(at, offset, u32::MAX);
         let mask = config.read(at, offset);
-        config.write(at, offset, value);
-        (value, mask)
+        // A register that took nothing needs nothing back.
+        if mask != 0 || value != 0 {
+            config.write(at, offset, value);
+        }
+        mask
     };
-    let (value, mask) = probe(offset);
-    let (high, high_mask) = if wide { probe(offset + 4) } else { (0, u32::MAX) };
-    config.write(at, COMMAND, command);
+    let mask = probe(offset, low);
+    let (high, high_mask) = if wide {
+        let high = config.read(at, offset + 4);
+        (high, probe(offset + 4, high))
+    } else {
+        (0, u32::MAX)
+    };
     let mask = u64::from(high_mask) << 32 | u64::from(mask & !0xf);
     let len = (!mask).wrapping_add(1);
     if mask & 0xffff_fff0 == 0 && !wide || !len.is_power_of_two() {
         return None;
     }
-    let address = u64::from(high) << 32 | u64::from(value & !0xf);
+    let address = u64::from(high) << 32 | u64::from(low & !0xf);
     (address.is_multiple_of(len) && address.checked_add(len).is_some()).then_some(Bar { address, len, wide })
 }
 
@@ -171,47 +202,43 @@ impl BarWindow {
     }
 }
 
-/// True if firmware has left a memory BAR at 0.
-pub fn lacks_bars(config: &impl ConfigSpace, function: &Function) -> bool {
-    let mut index = 0;
-    while index < function.bars {
-        match memory_bar(config, function, index) {
-            Some(bar) if bar.address == 0 => return true,
-            // The upper half of a wide one is no BAR of its own.
-            bar => index += 1 + u8::from(bar.is_some_and(|bar| bar.wide)),
+/// Gives memory BARs that firmware left at 0 a place: 32-bit ones in `low`, 64-bit ones in `high`, or in `low`
+/// if there is no room. False: no room.
+pub fn assign_bars(
+    config: &impl ConfigSpace,
+    function: &Function,
+    bars: &mut Bars,
+    low: &mut BarWindow,
+    high: &mut BarWindow,
+) -> bool {
+    for (index, bar) in bars.list.iter_mut().enumerate() {
+        let Some(bar) = bar.as_mut().filter(|bar| bar.address == 0) else { continue };
+        let above = if bar.wide { high.take(bar.len) } else { None };
+        let Some(address) = above.or_else(|| low.take(bar.len)) else { return false };
+        let offset = BAR_0 + 4 * index as u16;
+        config.write(function.address, offset, address as u32);
+        if bar.wide {
+            config.write(function.address, offset + 4, (address >> 32) as u32);
         }
-    }
-    false
-}
-
-/// Gives memory BARs that firmware left at 0 a place: 32-bit ones in `low`, 64-bit ones in `high`.
-/// False: no room.
-pub fn assign_bars(config: &impl ConfigSpace, function: &Function, low: &mut BarWindow, high: &mut BarWindow) -> bool {
-    let mut index = 0;
-    while index < function.bars {
-        let Some(bar) = memory_bar(config, function, index) else {
-            index += 1;
-            continue;
-        };
-        if bar.address == 0 {
-            let window = if bar.wide { &mut *high } else { &mut *low };
-            let Some(address) = window.take(bar.len) else { return false };
-            let offset = BAR_0 + 4 * u16::from(index);
-            config.write(function.address, offset, address as u32);
-            if bar.wide {
-                config.write(function.address, offset + 4, (address >> 32) as u32);
-            }
-        }
-        index += 1 + u8::from(bar.wide);
+        bar.address = address;
     }
     true
 }
 
-/// Capabilities as (id, offset).
+/// An entry of a function's list of capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    pub id: u8,
+    pub offset: u16,
+    /// The first word.
+    pub header: u32,
+}
+
+/// A function's capabilities, read as they are asked for.
 pub fn capabilities<'c, C: ConfigSpace>(
     config: &'c C,
     function: &Function,
-) -> impl Iterator<Item = (u8, u16)> + use<'c, C> {
+) -> impl Iterator<Item = Capability> + use<'c, C> {
     let at = function.address;
     let listed = config.read(at, COMMAND) & STATUS_CAPABILITIES != 0;
     let mut next = if listed { config.read(at, CAPABILITIES) as u8 } else { 0 };
@@ -222,15 +249,15 @@ pub fn capabilities<'c, C: ConfigSpace>(
         }
         let header = config.read(at, offset);
         next = (header >> 8) as u8;
-        Some((header as u8, offset))
+        Some(Capability { id: header as u8, offset, header })
     })
     .take(MAX_CAPABILITIES)
 }
 
 /// Memory decoding and bus mastering on, the interrupt wire off.
-pub fn enable(config: &impl ConfigSpace, function: &Function) {
-    let command = config.read(function.address, COMMAND) & 0xffff;
-    config.write(function.address, COMMAND, command | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_WIRE);
+pub fn enable(config: &impl ConfigSpace, function: &Function, bars: &Bars) {
+    let command = bars.command | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_WIRE;
+    config.write(function.address, COMMAND, command);
 }
 
 /// Lets the function use its interrupt wire.
@@ -246,20 +273,25 @@ pub fn interrupt_line(config: &impl ConfigSpace, function: &Function) -> Option<
     ((1..16).contains(&line) && (1..=4).contains(&pin)).then_some(line)
 }
 
-pub fn msix(config: &impl ConfigSpace, function: &Function) -> Option<Msix> {
-    let (_, capability) = capabilities(config, function).find(|(id, _)| *id == CAPABILITY_MSIX)?;
-    if capability > 0xf4 {
+/// The MSI-X capability among those that are `listed`.
+pub fn msix(config: &impl ConfigSpace, function: &Function, listed: &[Capability]) -> Option<Msix> {
+    let Capability { offset, header, .. } = *listed.iter().find(|capability| capability.id == CAPABILITY_MSIX)?;
+    if offset > 0xf4 {
         return None;
     }
-    let control = config.read(function.address, capability) >> 16;
-    let table = config.read(function.address, capability + 4);
-    Some(Msix { capability, entries: (control & 0x7ff) as u16 + 1, bar: (table & 7) as u8, offset: table & !7 })
+    let table = config.read(function.address, offset + 4);
+    Some(Msix {
+        capability: offset,
+        header,
+        entries: (header >> 16 & 0x7ff) as u16 + 1,
+        bar: (table & 7) as u8,
+        offset: table & !7,
+    })
 }
 
 /// Turns MSI-X on. Write the table before; entries are masked one by one there.
 pub fn enable_msix(config: &impl ConfigSpace, function: &Function, msix: &Msix) {
     const ENABLE: u32 = 1 << 31;
     const MASK_ALL: u32 = 1 << 30;
-    let control = config.read(function.address, msix.capability);
-    config.write(function.address, msix.capability, (control | ENABLE) & !MASK_ALL);
+    config.write(function.address, msix.capability, (msix.header | ENABLE) & !MASK_ALL);
 }

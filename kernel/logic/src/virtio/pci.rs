@@ -3,7 +3,7 @@ use super::{
     Registers, VirtioError,
     transport::{QueueAddresses, Transport},
 };
-use crate::pci::{self, ConfigSpace, Function};
+use crate::pci::{self, Capability, ConfigSpace, Function};
 
 const VENDOR: u16 = 0x1af4;
 const MODERN_ID_BASE: u16 = 0x1040;
@@ -62,20 +62,23 @@ pub fn device_type(function: &Function) -> Option<u32> {
 }
 
 impl Layout {
-    pub fn find(config: &impl ConfigSpace, function: &Function) -> Result<Self, VirtioError> {
+    /// From the capabilities that are `listed`.
+    pub fn find(config: &impl ConfigSpace, function: &Function, listed: &[Capability]) -> Result<Self, VirtioError> {
         let device_type = device_type(function).ok_or(VirtioError::NotThere)?;
         let (mut common, mut notify, mut interrupt_status, mut device) = (None, None, None, None);
-        for (id, offset) in pci::capabilities(config, function) {
+        for &Capability { id, offset, header } in listed {
             let word = |n: u16| config.read(function.address, offset + n);
-            // The header is 16 bytes, and within the 256 of the space.
-            if id != pci::CAPABILITY_VENDOR || offset > 0xf0 || (word(0) >> 16) as u8 <= 15 {
+            let kind = header >> 24;
+            // The structure is 16 bytes, and within the 256 of the space.
+            let usable = offset <= 0xf0 && (header >> 16) as u8 > 15;
+            if id != pci::CAPABILITY_VENDOR || !usable || !(1..=4).contains(&kind) {
                 continue;
             }
             let place = Place { bar: word(4) as u8, offset: word(8), len: word(12) };
             if place.bar > 5 {
                 continue;
             }
-            match word(0) >> 24 {
+            match kind {
                 1 => common = common.or(Some(place)),
                 2 if offset <= 0xec => notify = notify.or(Some((place, word(16)))),
                 3 if place.len > 0 => interrupt_status = interrupt_status.or(Some(place)),

@@ -36,7 +36,16 @@ pub fn physical_address_bits() -> u32 {
     const LEAF: u32 = 0x8000_0008;
     // What the SDM says of a CPU without the leaf.
     const UNKNOWN: u32 = 36;
-    if cpuid(0x8000_0000, 0).0 >= LEAF { cpuid(LEAF, 0).0 & 0xff } else { UNKNOWN }
+    // Asked once: it is an exit, and each device's windows are checked against it. 0: not yet.
+    static BITS: AtomicU32 = AtomicU32::new(0);
+    match BITS.load(Ordering::Relaxed) {
+        0 => {
+            let bits = if cpuid(0x8000_0000, 0).0 >= LEAF { cpuid(LEAF, 0).0 & 0xff } else { UNKNOWN };
+            BITS.store(bits, Ordering::Relaxed);
+            bits
+        }
+        bits => bits,
+    }
 }
 
 /// A page table entry can hold this physical address.

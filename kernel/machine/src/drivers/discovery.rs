@@ -5,16 +5,19 @@ use alloc::{sync::Arc, vec::Vec};
 use abi::boot::MmioDevice;
 use logic::{
     acpi::{Acpi, VirtioMmio},
-    pci::Function,
+    pci::{self, Capability, Function},
     virtio::{
         VirtioError,
         mmio::MmioTransport,
-        pci::{Layout, PciTransport},
+        pci::{Layout, PciTransport, Place},
         transport::{QueueAddresses, Transport},
     },
 };
 
-use super::{memory::Window, pci::Host};
+use super::{
+    memory::Window,
+    pci::{Device, Host},
+};
 use crate::cpu::{
     apic, features,
     ioapic::{self, Line},
@@ -29,10 +32,10 @@ const MMIO_BYTES: u64 = 4096;
 pub struct Found {
     /// One of [`logic::virtio::device_type`], or another.
     pub device_type: u32,
-    place: Place,
+    bus: Bus,
 }
 
-enum Place {
+enum Bus {
     Pci(Arc<Host>, Function),
     Mmio(VirtioMmio, MmioTransport<Window>),
 }
@@ -45,7 +48,7 @@ pub enum DeviceTransport {
 
 /// How a device raises interrupts.
 pub enum Wire {
-    Pci(Arc<Host>, Function),
+    Pci(Arc<Host>, Device),
     Mmio(VirtioMmio),
 }
 
@@ -65,7 +68,7 @@ pub fn find(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<Found> {
         let host = Arc::new(host);
         for function in host.functions() {
             if let Some(device_type) = logic::virtio::pci::device_type(&function) {
-                found.push(Found { device_type, place: Place::Pci(host.clone(), function) });
+                found.push(Found { device_type, bus: Bus::Pci(host.clone(), function) });
             }
         }
     }
@@ -73,7 +76,7 @@ pub fn find(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<Found> {
         let len = place.len.min(MMIO_BYTES) as u32;
         // An empty slot, of which microvm has many, is no device.
         if let Ok(transport) = MmioTransport::new(Window::map(place.address, len)) {
-            found.push(Found { device_type: transport.device_type(), place: Place::Mmio(place, transport) });
+            found.push(Found { device_type: transport.device_type(), bus: Bus::Mmio(place, transport) });
         }
     }
     found
@@ -101,29 +104,27 @@ fn mmio_places(acpi: &Acpi, announced: &[MmioDevice]) -> Vec<VirtioMmio> {
 impl Found {
     /// "PCI" or "MMIO", for the log.
     pub fn bus(&self) -> &'static str {
-        match self.place {
-            Place::Pci(..) => "PCI",
-            Place::Mmio(..) => "MMIO",
+        match self.bus {
+            Bus::Pci(..) => "PCI",
+            Bus::Mmio(..) => "MMIO",
         }
     }
 
     /// Switches the device on as far as its bus is concerned.
     pub fn open(self) -> Result<(DeviceTransport, Wire), VirtioError> {
-        match self.place {
-            Place::Mmio(place, transport) => Ok((DeviceTransport::Mmio(transport), Wire::Mmio(place))),
-            Place::Pci(host, function) => {
-                if !host.enable(&function) {
-                    return Err(VirtioError::NoRoom);
-                }
-                let mut layout = Layout::find(&*host, &function)?;
-                if host.has_messages(&function) {
+        match self.bus {
+            Bus::Mmio(place, transport) => Ok((DeviceTransport::Mmio(transport), Wire::Mmio(place))),
+            Bus::Pci(host, function) => {
+                let listed: Vec<Capability> = pci::capabilities(&*host, &function).collect();
+                let mut layout = Layout::find(&*host, &function, &listed)?;
+                let device = host.enable(&function, &listed).ok_or(VirtioError::NoRoom)?;
+                if device.has_messages() {
                     // Then nobody need ask why it interrupted.
                     layout.interrupt_status = None;
                 }
-                let map =
-                    |place: logic::virtio::pci::Place| host.map_bar(&function, place.bar, place.offset, place.len);
+                let map = |place: Place| device.map_bar(place.bar, place.offset, place.len);
                 let transport = PciTransport::new(&layout, map)?;
-                Ok((DeviceTransport::Pci(transport), Wire::Pci(host, function)))
+                Ok((DeviceTransport::Pci(transport), Wire::Pci(host, device)))
             }
         }
     }
@@ -135,11 +136,11 @@ impl Wire {
     pub fn connect(&self, run: fn(usize), data: usize) -> Option<Connected> {
         let by_wire = Connected { entry: None, run, data };
         match self {
-            Self::Pci(host, function) => {
-                if host.has_messages(function) {
-                    host.connect_interrupt(function, run, data).map(|entry| Connected { entry: Some(entry), ..by_wire })
+            Self::Pci(host, device) => {
+                if device.has_messages() {
+                    host.connect_interrupt(device, run, data).map(|entry| Connected { entry: Some(entry), ..by_wire })
                 } else {
-                    host.connect_wire(function, run, data).then_some(by_wire)
+                    host.connect_wire(device, run, data).then_some(by_wire)
                 }
             }
             Self::Mmio(place) => {
@@ -155,7 +156,7 @@ impl Wire {
         let Some(Connected { entry, run, data }) = connected else { return };
         match self {
             Self::Pci(..) if entry.is_some() => {}
-            Self::Pci(host, function) => host.open_wire(function),
+            Self::Pci(host, device) => host.open_wire(device),
             Self::Mmio(place) => ioapic::unmask(place.gsi),
         }
         let _off = InterruptsOff::enter();

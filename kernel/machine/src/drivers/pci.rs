@@ -1,14 +1,14 @@
 #![allow(unsafe_code, reason = "port I/O")]
-//! The PCI host: configuration space by ports or ECAM, BAR windows, MSI-X vectors.
+//! The PCI host: configuration space by ECAM or by ports, BAR windows, MSI-X vectors.
 //!
-//! Ports are preferred: they need no mapping, and setting up a device takes few accesses. Machines
-//! without them (microvm with PCIe) have ECAM.
+//! An access by ECAM is one exit from the guest, by ports two. So ports are for machines whose tables name
+//! no ECAM, or one that says something else of the first function than they do.
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use logic::{
     acpi::{Acpi, Ecam},
     pci::{
-        self, Address, BarWindow, ConfigSpace, Function, Msix,
+        self, Address, BarWindow, Bars, Capability, ConfigSpace, Function, Msix,
         bridges::{self, Windows},
     },
     virtio::Registers,
@@ -36,8 +36,18 @@ const PART_BYTES: u32 = 4 << 20;
 
 enum Access {
     Ports,
-    /// A window for each function that was asked for.
-    Ecam(Ecam, BTreeMap<Address, Window>),
+    /// A window for each bus that was asked for.
+    Ecam(Ecam, BTreeMap<u8, Window>),
+}
+
+const BUS_BYTES: u32 = 1 << 20;
+
+/// A function that was switched on.
+#[derive(Clone, Copy)]
+pub struct Device {
+    pub function: Function,
+    bars: Bars,
+    msix: Option<Msix>,
 }
 
 /// Configuration space of one segment.
@@ -57,11 +67,19 @@ pub struct Host {
 impl Host {
     /// None: a machine without PCI.
     pub fn find(acpi: &Acpi) -> Option<Self> {
-        let (access, first_bus, last_bus) = if ports_answer() {
-            (Access::Ports, 0, u8::MAX)
-        } else {
-            let ecam = acpi.ecam.iter().find(|ecam| ecam.segment == 0)?;
-            (Access::Ecam(*ecam, BTreeMap::new()), ecam.first_bus, ecam.last_bus)
+        let ecam = acpi.ecam.iter().find(|ecam| ecam.segment == 0).copied();
+        let by_ecam = |ecam: Ecam| (Access::Ecam(ecam, BTreeMap::new()), ecam.first_bus, ecam.last_bus);
+        let (access, first_bus, last_bus) = match (ports_answer(), ecam) {
+            (false, None) => return None,
+            (false, Some(ecam)) => by_ecam(ecam),
+            (true, ecam) => {
+                let first = Address { bus: 0, device: 0, function: 0 };
+                let by_ports = Access::Ports.read(first, 0);
+                let agrees = |ecam: &Ecam| {
+                    ecam.first_bus == 0 && by_ports != u32::MAX && by_ecam(*ecam).0.read(first, 0) == by_ports
+                };
+                ecam.filter(agrees).map_or((Access::Ports, 0, u8::MAX), by_ecam)
+            }
         };
         let isa_routes = core::array::from_fn(|irq| {
             let (gsi, _, active_low) = acpi.isa_route(irq as u8);
@@ -85,54 +103,39 @@ impl Host {
         pci::enumerate(self, self.first_bus)
     }
 
-    /// Gives the function its missing BARs and switches it on.
-    pub fn enable(&self, function: &Function) -> bool {
+    /// Sizes the function's BARs, gives it those that are missing, and switches it on. None: no room.
+    pub fn enable(&self, function: &Function, listed: &[Capability]) -> Option<Device> {
+        let mut bars = Bars::size(self, function);
         let mut spare = self.spare.lock();
         let (low, high) = &mut *spare;
-        if function.address.bus != self.first_bus && pci::lacks_bars(self, function) {
-            return self.enable_behind(function, low);
-        }
-        let assigned = pci::assign_bars(self, function, low, high);
-        if assigned {
-            pci::enable(self, function);
-        }
-        assigned
+        let placed = if function.address.bus != self.first_bus && bars.lack_one() {
+            self.place_behind(function, &mut bars, low)
+        } else {
+            pci::assign_bars(self, function, &mut bars, low, high)
+        };
+        placed.then(|| {
+            pci::enable(self, function, &bars);
+            Device { function: *function, bars, msix: pci::msix(self, function, listed) }
+        })
     }
 
-    /// As [`Host::enable`] for a function behind a bridge: BARs of both kinds go into its window.
-    fn enable_behind(&self, function: &Function, low: &mut BarWindow) -> bool {
+    /// Gives a function behind a bridge its BARs: those of both kinds go into the bridge's window.
+    fn place_behind(&self, function: &Function, bars: &mut Bars, low: &mut BarWindow) -> bool {
         let mut behind = self.behind.lock();
         let bus = function.address.bus;
         let Some(window) = bridges::window_behind(self, self.first_bus, bus, low, &mut behind) else { return false };
         let half = window.next + (window.end - window.next) / 2;
         let (mut narrow, mut wide) = (BarWindow { end: half, ..*window }, BarWindow { next: half, ..*window });
         // One function a window; the next behind the same bridge finds what the wide ones left.
-        let assigned = pci::assign_bars(self, function, &mut narrow, &mut wide);
+        let assigned = pci::assign_bars(self, function, bars, &mut narrow, &mut wide);
         *window = wide;
-        if assigned {
-            pci::enable(self, function);
-        }
         assigned
-    }
-
-    /// Maps part of a BAR. None: it does not lie in one.
-    pub fn map_bar(&self, function: &Function, bar: u8, offset: u32, len: u32) -> Option<Window> {
-        let bar = pci::memory_bar(self, function, bar)?;
-        let end = u64::from(offset).checked_add(u64::from(len))?;
-        let reached = bar.address.checked_add(end).is_some_and(features::is_address);
-        let usable = reached && len > 0 && end <= bar.len && bar.address != 0 && offset.is_multiple_of(4);
-        usable.then(|| Window::map(bar.address + u64::from(offset), len.min(PART_BYTES)))
-    }
-
-    /// It can interrupt by messages.
-    pub fn has_messages(&self, function: &Function) -> bool {
-        pci::msix(self, function).is_some()
     }
 
     /// Lets the function's interrupt wire call `run(data)` on this CPU, for a function without MSI-X.
     /// False: firmware has not said where the wire leads, another has that line, or all vectors are taken.
     /// (Whoever has messages does not use its wire.)
-    pub fn connect_wire(&self, function: &Function, run: fn(usize), data: usize) -> bool {
+    pub fn connect_wire(&self, Device { function, .. }: &Device, run: fn(usize), data: usize) -> bool {
         let Some(irq) = pci::interrupt_line(self, function) else { return false };
         let (gsi, active_low) = self.isa_routes[usize::from(irq)];
         // The function itself keeps it low until `open_wire`.
@@ -144,66 +147,100 @@ impl Host {
     }
 
     /// Lets the function use its wire, which [`Host::connect_wire`] connected.
-    pub fn open_wire(&self, function: &Function) {
+    pub fn open_wire(&self, Device { function, .. }: &Device) {
         pci::use_wire(self, function);
     }
 
     /// Points MSI-X table entry 0 at `run(data)` on this CPU, and turns MSI-X on. None: the function
     /// has no MSI-X, or all vectors are taken.
-    pub fn connect_interrupt(&self, function: &Function, run: fn(usize), data: usize) -> Option<u16> {
+    pub fn connect_interrupt(&self, device: &Device, run: fn(usize), data: usize) -> Option<u16> {
         const ENTRY: u16 = 0;
-        let msix: Msix = pci::msix(self, function)?;
-        let entry = self.map_bar(function, msix.bar, msix.offset, pci::MSIX_ENTRY_LEN)?;
+        let msix = device.msix?;
+        let entry = device.map_bar(msix.bar, msix.offset, pci::MSIX_ENTRY_LEN)?;
         let (address, value) = irq::message(apic::id(), irq::allocate(run, data)?)?;
         entry.write32(0, address as u32);
         entry.write32(4, (address >> 32) as u32);
         entry.write32(8, value);
         entry.write32(12, 0);
-        pci::enable_msix(self, function, &msix);
+        pci::enable_msix(self, &device.function, &msix);
         Some(ENTRY)
+    }
+}
+
+impl Device {
+    /// Maps part of a BAR. None: it does not lie in one.
+    pub fn map_bar(&self, bar: u8, offset: u32, len: u32) -> Option<Window> {
+        let bar = self.bars.get(bar)?;
+        let end = u64::from(offset).checked_add(u64::from(len))?;
+        let reached = bar.address.checked_add(end).is_some_and(features::is_address);
+        let usable = reached && len > 0 && end <= bar.len && bar.address != 0 && offset.is_multiple_of(4);
+        usable.then(|| Window::map(bar.address + u64::from(offset), len.min(PART_BYTES)))
+    }
+
+    /// It can interrupt by messages.
+    pub fn has_messages(&self) -> bool {
+        self.msix.is_some()
     }
 }
 
 impl ConfigSpace for Host {
     fn read(&self, at: Address, offset: u16) -> u32 {
-        match &mut *self.access.lock() {
-            Access::Ports => {
+        self.access.lock().read(at, offset)
+    }
+
+    fn write(&self, at: Address, offset: u16, value: u32) {
+        self.access.lock().write(at, offset, value);
+    }
+}
+
+impl Access {
+    fn read(&mut self, at: Address, offset: u16) -> u32 {
+        match self {
+            Self::Ports => {
                 select(at, offset);
                 exits::port();
-                // SAFETY: reads the configuration register that was selected, under the lock.
+                // SAFETY: reads the configuration register that was selected; whoever has the ports for
+                // good has them under a lock.
                 unsafe { Port::new(DATA_PORT).read() }
             }
-            Access::Ecam(ecam, windows) => match window(ecam, windows, at) {
-                Some(window) => window.read32(u32::from(offset)),
+            Self::Ecam(ecam, windows) => match bus(ecam, windows, at.bus) {
+                Some(window) => window.read32(place(at, offset)),
                 None => u32::MAX,
             },
         }
     }
 
-    fn write(&self, at: Address, offset: u16, value: u32) {
-        match &mut *self.access.lock() {
-            Access::Ports => {
+    fn write(&mut self, at: Address, offset: u16, value: u32) {
+        match self {
+            Self::Ports => {
                 select(at, offset);
                 exits::port();
                 // SAFETY: writes the selected register; the callers keep BARs away from RAM.
                 unsafe { Port::new(DATA_PORT).write(value) }
             }
-            Access::Ecam(ecam, windows) => {
-                if let Some(window) = window(ecam, windows, at) {
-                    window.write32(u32::from(offset), value);
+            Self::Ecam(ecam, windows) => {
+                if let Some(window) = bus(ecam, windows, at.bus) {
+                    window.write32(place(at, offset), value);
                 }
             }
         }
     }
 }
 
+/// A register's place in its bus's part of the ECAM.
+fn place(at: Address, offset: u16) -> u32 {
+    u32::from(at.device) << 15 | u32::from(at.function) << 12 | u32::from(offset)
+}
+
 /// For 32-bit and for 64-bit BARs: what the tables give away, else what is known to be free.
 fn spare_windows(acpi: &Acpi) -> (BarWindow, BarWindow) {
     const LOW_END: u64 = 1 << 32;
     let windows = || acpi.pci_windows.iter().map(|&(next, end)| BarWindow { next, end });
+    let reach = 1 << features::physical_address_bits().min(52);
     let low = windows().filter(|window| window.next >= 1 << 20).find(|window| window.end <= LOW_END);
     let high = windows().find(|window| window.next >= LOW_END);
-    (low.unwrap_or(SPARE_LOW), high.unwrap_or(SPARE_HIGH))
+    let high = high.unwrap_or(SPARE_HIGH);
+    (low.unwrap_or(SPARE_LOW), BarWindow { end: high.end.min(reach), ..high })
 }
 
 fn select(at: Address, offset: u16) {
@@ -224,10 +261,8 @@ fn ports_answer() -> bool {
     }
 }
 
-fn window<'w>(ecam: &Ecam, windows: &'w mut BTreeMap<Address, Window>, at: Address) -> Option<&'w Window> {
-    if !(ecam.first_bus..=ecam.last_bus).contains(&at.bus) {
-        return None;
-    }
-    let offset = u64::from(at.bus) << 20 | u64::from(at.device) << 15 | u64::from(at.function) << 12;
-    Some(windows.entry(at).or_insert_with(|| Window::map(ecam.base + offset, 4096)))
+fn bus<'w>(ecam: &Ecam, windows: &'w mut BTreeMap<u8, Window>, bus: u8) -> Option<&'w Window> {
+    let there = (ecam.first_bus..=ecam.last_bus).contains(&bus);
+    let map = || Window::map(ecam.base + u64::from(bus) * u64::from(BUS_BYTES), BUS_BYTES);
+    there.then(|| &*windows.entry(bus).or_insert_with(map))
 }
