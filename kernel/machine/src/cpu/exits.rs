@@ -50,6 +50,11 @@ pub fn halt() {
     count::<3>();
 }
 
+/// How often the calling CPU has halted.
+pub fn halts_here() -> u64 {
+    percpu::this_cpu().exits[3].load(Ordering::Relaxed)
+}
+
 #[inline(always)]
 pub fn ipi() {
     count::<4>();

@@ -5,20 +5,29 @@
 //! until each has caught up. A CPU that waits with interrupts off (for a lock) serves requests from
 //! its wait loop. Frames are freed after the acknowledgement.
 //!
+//! The requester spins for a moment and then halts until it is told: where the host has fewer processors
+//! than this machine, the CPU that is to answer may only run when this one does not.
+//!
 //! An idle CPU is left alone: it runs no application code, and catches up before it does
 //! ([`leave_idle`]). That is sound because page-table pages are never freed while they could be walked
 //! and kernel mappings never change after boot; whoever changes that must interrupt idle CPUs too.
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr3;
 
 use super::paging::PAGE;
-use crate::cpu::{apic, percpu};
+use crate::{
+    cpu::{apic, exits, percpu},
+    time,
+};
 
 /// More pages than this: flush everything rather than page by page.
 const FLUSH_ALL_ABOVE: u64 = 32;
+
+/// An answer takes a few microseconds if both CPUs run.
+const SPIN_NS: u64 = 100_000;
 
 static REQUESTED: AtomicU64 = AtomicU64::new(0);
 /// The range of the request that is being served. Written before `REQUESTED` grows, and not again
@@ -26,6 +35,8 @@ static REQUESTED: AtomicU64 = AtomicU64::new(0);
 static RANGE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static BUSY: AtomicBool = AtomicBool::new(false);
 static ACKNOWLEDGED: [AtomicU64; percpu::MAX_CPUS] = [const { AtomicU64::new(0) }; percpu::MAX_CPUS];
+/// 0, or the index + 1 of the requester, which halts.
+static HALTED: AtomicU32 = AtomicU32::new(0);
 
 fn flush_page(address: u64) {
     // SAFETY: dropping a translation is always allowed.
@@ -78,11 +89,47 @@ pub fn shoot_down(start: u64, end: u64) {
         }
     }
     for index in (0..online).filter(|&index| waiting & 1 << index != 0) {
-        while ACKNOWLEDGED[index].load(Ordering::Acquire) < generation {
-            core::hint::spin_loop();
-        }
+        wait_until(|| ACKNOWLEDGED[index].load(Ordering::SeqCst) >= generation);
     }
     BUSY.store(false, Ordering::Release);
+}
+
+/// For the requester: until a CPU has answered.
+fn wait_until(answered: impl Fn() -> bool) {
+    if answered() {
+        return;
+    }
+    let from = time::now_ns();
+    while !answered() {
+        core::hint::spin_loop();
+        if time::now_ns() - from > SPIN_NS && interrupts::are_enabled() {
+            halt_unless(&answered);
+        }
+    }
+}
+
+/// Halts until some interrupt, unless there is an answer by now. Whoever answers later sees that somebody
+/// halts: either side writes before it reads, sequentially consistently.
+fn halt_unless(answered: impl Fn() -> bool) {
+    interrupts::disable();
+    HALTED.store(percpu::this_cpu().index.get() + 1, Ordering::SeqCst);
+    if answered() {
+        interrupts::enable();
+    } else {
+        exits::halt();
+        interrupts::enable_and_hlt();
+    }
+    HALTED.store(0, Ordering::Relaxed);
+}
+
+/// The calling CPU has flushed what was asked for up to `generation`.
+fn acknowledge(mine: &AtomicU64, generation: u64) {
+    mine.fetch_max(generation, Ordering::SeqCst);
+    if let Some(requester) = HALTED.load(Ordering::SeqCst).checked_sub(1)
+        && let Some(requester) = percpu::cpu(requester as usize)
+    {
+        interrupts::without_interrupts(|| apic::send_ipi(requester.apic_id.get(), apic::VECTOR_TLB));
+    }
 }
 
 /// The calling CPU is about to run something: it catches up with the requests it was left out of.
@@ -94,7 +141,7 @@ pub fn leave_idle() {
     if mine.load(Ordering::Relaxed) < generation {
         // Not by range: a next request may be writing it.
         flush_all();
-        mine.fetch_max(generation, Ordering::Release);
+        acknowledge(mine, generation);
     }
 }
 
@@ -116,7 +163,7 @@ pub fn serve() {
     } else {
         flush_all();
     }
-    mine.fetch_max(generation, Ordering::Release);
+    acknowledge(mine, generation);
 }
 
 /// A CPU that comes up has an empty TLB: it starts level with the requests so far.

@@ -55,6 +55,7 @@ const TESTS: &[Test] = &[
     ("write-xor-execute", memory::write_xor_execute),
     ("shoot-down", shootdown::running),
     ("shoot-down-idle", shootdown::idle),
+    ("shoot-down-late-answer", shootdown::late_answer),
     ("file-larger-than-memory", pressure::file_larger_than_memory),
     ("exhaustion", pressure::exhaustion),
     ("budget", memory::budget),

@@ -153,14 +153,16 @@ pub fn file_larger_than_memory() -> Result<(), String> {
     const PAGES: u64 = 2048;
     static START: AtomicU64 = AtomicU64::new(0);
     static DONE: AtomicUsize = AtomicUsize::new(0);
+    static FAILED: AtomicU64 = AtomicU64::new(0);
     static WRONG: AtomicU64 = AtomicU64::new(0);
     fn read_all(seed: usize) {
         for step in 0..2 * PAGES {
             let index = (step * 5 + seed as u64 * 1111) % PAGES;
             let mut bytes = [0; 8];
-            let read = rt().user().read(&mut bytes, START.load(SeqCst) + index * PAGE);
-            if read.is_err() || u64::from_le_bytes(bytes) != index {
-                WRONG.fetch_add(1, SeqCst);
+            match rt().user().read(&mut bytes, START.load(SeqCst) + index * PAGE) {
+                Ok(()) if u64::from_le_bytes(bytes) == index => {}
+                Ok(()) => drop(WRONG.fetch_add(1, SeqCst)),
+                Err(_) => drop(FAILED.fetch_add(1, SeqCst)),
             }
         }
         DONE.fetch_add(1, SeqCst);
@@ -182,8 +184,8 @@ pub fn file_larger_than_memory() -> Result<(), String> {
     SPACE.release(OWNER);
     *FILE.lock() = None;
     waited?;
-    let wrong = WRONG.load(SeqCst);
-    check(wrong == 0, &format!("{wrong} reads failed or found other bytes"))
+    let (failed, wrong) = (FAILED.load(SeqCst), WRONG.load(SeqCst));
+    check(failed + wrong == 0, &format!("{failed} reads failed, {wrong} found other bytes"))
 }
 
 /// Tasks on all CPUs take what there is; every one ends with a refusal, the kernel goes on, and all of it

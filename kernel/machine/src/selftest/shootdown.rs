@@ -2,7 +2,7 @@
 //! TLB shoot-down as application code sees it: once a page is taken away or write-protected, no CPU that
 //! used it a moment ago can use it any more, neither one that runs nor one that was idle meanwhile.
 use alloc::{format, string::String, vec::Vec};
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use rt::{
     rt,
@@ -12,10 +12,15 @@ use rt::{
 
 use super::{
     application::{App, FAULTED, OWNER, WAITING},
+    check,
     memory::request,
-    tasks::wait_for,
+    tasks::{spawn, wait_for},
 };
-use crate::{cpu::percpu, memory::space::SPACE, tasks};
+use crate::{
+    cpu::{exits, lock::InterruptsOff, percpu},
+    memory::space::SPACE,
+    tasks, time,
+};
 
 unsafe extern "C" {
     static snippet_read_page: u8;
@@ -114,4 +119,55 @@ pub fn idle() -> Result<(), String> {
     let result = (0..ROUNDS).try_for_each(|_| round());
     tasks::current().set_affinity(u64::MAX);
     result
+}
+
+/// A CPU that answers late, as one does that the host does not run: who waits for it halts meanwhile.
+pub fn late_answer() -> Result<(), String> {
+    static DEAF: AtomicBool = AtomicBool::new(false);
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static ENDED: AtomicBool = AtomicBool::new(false);
+    fn often_deaf(_: usize) {
+        while !STOP.load(SeqCst) {
+            let until = time::now_ns() + 2_000_000;
+            let off = InterruptsOff::enter();
+            DEAF.store(true, SeqCst);
+            while time::now_ns() < until {
+                core::hint::spin_loop();
+            }
+            DEAF.store(false, SeqCst);
+            drop(off);
+            tasks::yield_now();
+        }
+        ENDED.store(true, SeqCst);
+    }
+    if percpu::online_count() < 2 {
+        return Ok(());
+    }
+    [&STOP, &ENDED].iter().for_each(|flag| flag.store(false, SeqCst));
+    tasks::current().set_affinity(1);
+    spawn(often_deaf, 0, 1 << 1, 0);
+    let round = || {
+        let page = map(PAGE)?;
+        set_word(page, 1)?;
+        wait_for(|| DEAF.load(SeqCst))?;
+        let before = exits::halts_here();
+        unmap(page)?;
+        Ok::<bool, String>(exits::halts_here() > before)
+    };
+    // The host may let the other CPU run, and hear again, before this one asks.
+    let halts = || -> Result<u32, String> {
+        let mut halted = 0;
+        for _ in 0..200 {
+            halted += u32::from(round()?);
+            if halted == 5 {
+                break;
+            }
+        }
+        Ok(halted)
+    };
+    let halted = halts();
+    STOP.store(true, SeqCst);
+    tasks::current().set_affinity(u64::MAX);
+    wait_for(|| ENDED.load(SeqCst))?;
+    check(halted? == 5, "hardly ever halted")
 }
