@@ -5,6 +5,7 @@
 use core::fmt;
 
 use fs::FsError;
+use logic::fd_table::TableError;
 use rt::{page::OutOfFrames, space::SpaceError, task::Parked, user::BadAddress};
 
 /// An error number. Those from 512 on never reach an application: see [`Errno::is_restart`].
@@ -82,6 +83,15 @@ impl From<SpaceError> for Errno {
             SpaceError::NoMemory | SpaceError::NotMapped => ENOMEM,
             SpaceError::Exists => EEXIST,
             SpaceError::ReadOnly => EACCES,
+        }
+    }
+}
+
+impl From<TableError> for Errno {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::LimitReached => EMFILE,
+            TableError::OutOfMemory => ENOMEM,
         }
     }
 }

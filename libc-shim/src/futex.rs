@@ -60,8 +60,10 @@ fn check_address(address: Addr) -> SysResult<u64> {
 pub fn futex(cx: &mut Ctx<'_>, word: Addr, op: FutexOp, value: u32, arg4: u64, word2: Addr, value3: u32) -> SysResult {
     let address = check_address(word)?;
     let realtime = op.0 & FutexOp::CLOCK_REALTIME != 0;
+    if realtime && op.command() != FutexOp::WAIT_BITSET {
+        return Err(ENOSYS);
+    }
     match op.command() {
-        FutexOp::WAIT if realtime => Err(ENOSYS),
         FutexOp::WAIT => {
             let timeout = TimespecIn(Addr(arg4));
             let deadline = if timeout.0.is_null() { None } else { Some(cx.deadline_after(read_timespec(timeout.0)?)) };
@@ -231,9 +233,9 @@ fn requeue(address: u64, wake_limit: u32, move_limit: u32, target: u64, expected
             }
             let woken = wake_in(&BUCKET[from], queue, address, wake_limit, ANY);
             let moved = queue.take_for_requeue(address, target, move_limit);
-            let count = woken + moved.len() as u32;
-            BUCKET[from].waiting.fetch_sub(moved.len() as u32, Ordering::SeqCst);
-            BUCKET[to].waiting.fetch_add(moved.len() as u32, Ordering::SeqCst);
+            let moved_count = moved.len() as u32;
+            BUCKET[from].waiting.fetch_sub(moved_count, Ordering::SeqCst);
+            BUCKET[to].waiting.fetch_add(moved_count, Ordering::SeqCst);
             let destination = match other {
                 Some(other) => other,
                 None => queue,
@@ -244,8 +246,8 @@ fn requeue(address: u64, wake_limit: u32, move_limit: u32, target: u64, expected
                 }
                 destination.push(waiter);
             }
-            // CMP_REQUEUE counts the moved ones as well, REQUEUE only the woken.
-            Some(Ok(u64::from(if expected.is_some() { count } else { woken })))
+            // The moved ones count as well; of FUTEX_REQUEUE futex(2) says otherwise, and Linux does this.
+            Some(Ok(u64::from(woken + moved_count)))
         });
         match done {
             Some(result) => return result,
@@ -278,25 +280,27 @@ fn wake_op(address: u64, limit: u32, limit2: u32, word2: u64, operation: u32) ->
 pub fn walk_robust_list(cx: &Ctx<'_>, head: u64) {
     /// Lists longer than this are broken, by Linux' definition.
     const LIMIT: u32 = 2048;
-    let Ok(offset) = Addr(head + 8).read_u64() else { return };
-    let pending = Addr(head + 16).read_u64().unwrap_or(0) & !1;
+    let Ok(offset) = Addr(head.wrapping_add(8)).read_u64() else { return };
+    let pending = Addr(head.wrapping_add(16)).read_u64().unwrap_or(0) & !1;
     let Ok(mut entry) = Addr(head).read_u64() else { return };
     let mut left = LIMIT;
     while entry & !1 != head && left > 0 {
         let node = entry & !1;
         let Ok(next) = Addr(node).read_u64() else { break };
         if node != pending {
-            orphan(cx, node.wrapping_add(offset));
+            orphan(cx, node.wrapping_add(offset), false);
         }
         entry = next;
         left -= 1;
     }
     if pending != 0 {
-        orphan(cx, pending.wrapping_add(offset));
+        orphan(cx, pending.wrapping_add(offset), true);
     }
 }
 
-fn orphan(cx: &Ctx<'_>, word: u64) {
+/// `pending`: the thread was about to take or had just given the lock. If it is free, the thread may have
+/// ended before it woke a waiter.
+fn orphan(cx: &Ctx<'_>, word: u64, pending: bool) {
     const WAITERS: u32 = 0x8000_0000;
     const OWNER_DIED: u32 = 0x4000_0000;
     const TID_MASK: u32 = 0x3fff_ffff;
@@ -304,6 +308,10 @@ fn orphan(cx: &Ctx<'_>, word: u64) {
         return;
     }
     let Ok(mut old) = rt().user().load_u32(word) else { return };
+    if pending && old & TID_MASK == 0 {
+        wake(word, 1, ANY);
+        return;
+    }
     while old & TID_MASK == cx.thread.tid() {
         match rt().user().compare_exchange_u32(word, old, old & WAITERS | OWNER_DIED) {
             Ok(found) if found == old => {

@@ -54,8 +54,12 @@ pub fn getgroups(_cx: &mut Ctx<'_>, size: i32, _list: Addr) -> SysResult {
 }
 
 /// setgroups(2): an empty list is what there is.
-pub fn setgroups(_cx: &mut Ctx<'_>, size: u64, _list: Addr) -> SysResult {
-    if size == 0 { Ok(0) } else { Err(EPERM) }
+pub fn setgroups(_cx: &mut Ctx<'_>, size: i32, _list: Addr) -> SysResult {
+    match size {
+        0 => Ok(0),
+        1..=65536 => Err(EPERM),
+        _ => Err(EINVAL),
+    }
 }
 
 /// getpgid(2), getsid(2): each program is the leader of its own.

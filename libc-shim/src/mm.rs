@@ -348,13 +348,24 @@ fn require_mapped(owner: ProgramId, start: u64, len: u64) -> SysResult<()> {
             covered = region.end;
         }
     });
-    if covered >= start + len { Ok(()) } else { Err(ENOMEM) }
+    if start.checked_add(len).is_some_and(|end| covered >= end) { Ok(()) } else { Err(ENOMEM) }
+}
+
+/// The pages of mlock and munlock. Like Linux' own rounding, this wraps: a length that comes to nothing is
+/// no error.
+fn lock_range(at: Addr, len: u64) -> SysResult<(u64, u64)> {
+    let start = at.0 & !(PAGE - 1);
+    let len = len.wrapping_add(at.0 - start).wrapping_add(PAGE - 1) & !(PAGE - 1);
+    start.checked_add(len).ok_or(EINVAL)?;
+    Ok((start, len))
 }
 
 /// mlock(2): memory is never paged out here, so locking is faulting in.
 pub fn mlock(cx: &mut Ctx<'_>, at: Addr, len: u64) -> SysResult {
-    let start = at.0 & !(PAGE - 1);
-    let len = page_len(len + (at.0 - start)).ok_or(ENOMEM)?;
+    let (start, len) = lock_range(at, len)?;
+    if start + len > SPACE_END {
+        return Err(ENOMEM);
+    }
     if len > 0 {
         rt().address_space().populate(cx.program().owner, start, len, false).map_err(|_| ENOMEM)?;
     }
@@ -373,8 +384,7 @@ pub fn mlock2(cx: &mut Ctx<'_>, at: Addr, len: u64, flags: u32) -> SysResult {
 
 /// munlock(2).
 pub fn munlock(cx: &mut Ctx<'_>, at: Addr, len: u64) -> SysResult {
-    let start = at.0 & !(PAGE - 1);
-    let len = page_len(len + (at.0 - start)).ok_or(ENOMEM)?;
+    let (start, len) = lock_range(at, len)?;
     require_mapped(cx.program().owner, start, len)?;
     Ok(0)
 }

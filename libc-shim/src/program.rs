@@ -10,9 +10,9 @@
 //! them held. `timers` and `interval_timer` (spin) come before the alarm queue's lock. `files`, `directory`, `limits`, `image` and the registry are leaves (spin): what comes
 //! out of them is cloned, and dropped after the lock.
 use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use fs::{Location, OpenFile, Vfs};
+use fs::{Location, Vfs, descriptor::Descriptor};
 use logic::fd_table::FdTable;
 use rt::{
     rt,
@@ -91,7 +91,7 @@ pub struct Program {
     /// System calls are printed.
     pub trace: AtomicBool,
     pub vfs: Arc<Vfs>,
-    pub files: SpinLock<FdTable<Arc<OpenFile>>>,
+    pub files: SpinLock<FdTable<Descriptor>>,
     pub directory: SpinLock<Directory>,
     pub umask: AtomicU32,
     pub signals: SpinLock<ProgramSignals>,
@@ -106,11 +106,13 @@ pub struct Program {
     pub interval_timer: SpinLock<Option<Alarm>>,
     /// An [`ExitStatus`], once the program is ending; 0 before.
     ending: AtomicU32,
+    /// What the main thread gave to exit(2): the program's code, if nothing else ends it.
+    pub main_code: AtomicU8,
     pub started_ns: u64,
     /// `/proc/PID/coredump_filter` and `oom_score_adj`: kept and shown.
     pub coredump_filter: AtomicU32,
     pub oom_score_adj: AtomicI32,
-    /// CPU time of threads that have ended.
+    /// CPU time of threads that have ended. Guarded by `threads`.
     pub ended_cpu_ns: AtomicU64,
 }
 
@@ -149,6 +151,7 @@ impl Program {
             timers: SpinLock::new(Timers::default()),
             interval_timer: SpinLock::new(None),
             ending: AtomicU32::new(0),
+            main_code: AtomicU8::new(0),
             started_ns: rt().now_ns(),
             coredump_filter: AtomicU32::new(0x33),
             oom_score_adj: AtomicI32::new(0),
@@ -180,7 +183,8 @@ impl Program {
 
     /// CPU time of all threads, ended ones included.
     pub fn cpu_time_ns(&self) -> u64 {
-        let running: u64 = self.threads.lock().iter().map(|task| task.cpu_time_ns()).sum();
+        let threads = self.threads.lock();
+        let running: u64 = threads.iter().map(|task| task.cpu_time_ns()).sum();
         running + self.ended_cpu_ns.load(Ordering::Relaxed)
     }
 
@@ -213,6 +217,8 @@ impl Program {
     pub fn remove_thread(&self, task: &TaskRef) -> bool {
         let mut threads = self.threads.lock();
         let gone = threads.iter().position(|other| other.id() == task.id()).map(|at| threads.swap_remove(at));
+        // Under the lock: the program's time never goes back.
+        self.ended_cpu_ns.fetch_add(task.cpu_time_ns(), Ordering::Relaxed);
         let last = threads.is_empty();
         drop(threads);
         drop(gone);

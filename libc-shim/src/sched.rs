@@ -15,9 +15,18 @@ use crate::{
 fn task_of(cx: &Ctx<'_>, tid: i32) -> SysResult<TaskRef> {
     match tid {
         0 => Ok(cx.task.clone()),
-        tid if tid < 0 => Err(EINVAL),
+        tid if tid < 0 => Err(ESRCH),
         tid => thread::by_tid(cx, tid as u32, None).ok_or(ESRCH),
     }
+}
+
+/// What the calls about policies say of a negative id; the others say ESRCH.
+fn check_tid(tid: i32) -> SysResult<()> {
+    if tid < 0 { Err(EINVAL) } else { Ok(()) }
+}
+
+fn check_param(param: Addr) -> SysResult<()> {
+    if param.is_null() { Err(EINVAL) } else { Ok(()) }
 }
 
 /// sched_yield(2).
@@ -38,36 +47,39 @@ pub fn getcpu(_cx: &mut Ctx<'_>, cpu: Addr, node: Addr) -> SysResult {
 }
 
 /// sched_getaffinity(2): the raw call gives the bytes it has written.
-pub fn sched_getaffinity(cx: &mut Ctx<'_>, tid: i32, size: u64, out: Addr) -> SysResult {
-    let task = task_of(cx, tid)?;
-    if !size.is_multiple_of(8) || size * 8 < rt().cpu_count() as u64 || size == 0 {
+pub fn sched_getaffinity(cx: &mut Ctx<'_>, tid: i32, size: u32, out: Addr) -> SysResult {
+    if !size.is_multiple_of(8) || u64::from(size) * 8 < rt().cpu_count() as u64 {
         return Err(EINVAL);
     }
+    let task = task_of(cx, tid)?;
     let existing = u64::MAX >> (64 - rt().cpu_count().clamp(1, 64));
     out.write(&(task.affinity() & existing).to_le_bytes())?;
     Ok(8)
 }
 
 /// sched_setaffinity(2).
-pub fn sched_setaffinity(cx: &mut Ctx<'_>, tid: i32, size: u64, mask: Addr) -> SysResult {
-    let task = task_of(cx, tid)?;
+pub fn sched_setaffinity(cx: &mut Ctx<'_>, tid: i32, size: u32, mask: Addr) -> SysResult {
     let mut bytes = [0u8; 8];
     let known = size.min(8) as usize;
     rt().user().read(&mut bytes[..known], mask.0)?;
+    let task = task_of(cx, tid)?;
     let existing = u64::MAX >> (64 - rt().cpu_count().clamp(1, 64));
     if task.set_affinity(u64::from_le_bytes(bytes) & existing) { Ok(0) } else { Err(EINVAL) }
 }
 
 /// sched_getscheduler(2): everything is SCHED_OTHER.
 pub fn sched_getscheduler(cx: &mut Ctx<'_>, tid: i32) -> SysResult {
+    check_tid(tid)?;
     task_of(cx, tid)?;
     Ok(SchedPolicy::OTHER as u64)
 }
 
 /// sched_setscheduler(2): real-time policies are refused as without CAP_SYS_NICE.
 pub fn sched_setscheduler(cx: &mut Ctx<'_>, tid: i32, policy: SchedPolicy, param: Addr) -> SysResult {
-    task_of(cx, tid)?;
+    check_tid(tid)?;
+    check_param(param)?;
     let priority = i32::from_le_bytes(param.read()?);
+    task_of(cx, tid)?;
     match policy.0 {
         SchedPolicy::OTHER | SchedPolicy::BATCH | SchedPolicy::IDLE if priority == 0 => Ok(0),
         SchedPolicy::FIFO | SchedPolicy::RR if (1..100).contains(&priority) => Err(EPERM),
@@ -77,6 +89,8 @@ pub fn sched_setscheduler(cx: &mut Ctx<'_>, tid: i32, policy: SchedPolicy, param
 
 /// sched_getparam(2).
 pub fn sched_getparam(cx: &mut Ctx<'_>, tid: i32, param: Addr) -> SysResult {
+    check_tid(tid)?;
+    check_param(param)?;
     task_of(cx, tid)?;
     param.write(&0u32.to_le_bytes())?;
     Ok(0)

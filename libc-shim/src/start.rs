@@ -6,6 +6,7 @@ use abi::{BootConfig, ConsoleInput};
 use fs::{
     OpenFile, OpenFlags, Vfs,
     console::{Console, KeyboardSignal},
+    descriptor::Descriptor,
     vfs::{Base, Follow, MountSpec},
 };
 use rt::{
@@ -15,7 +16,7 @@ use rt::{
 
 use crate::{
     dispatch::Linux,
-    errno::{EMFILE, Errno, SysResult},
+    errno::{Errno, SysResult},
     loader::{self, Request},
     procfs,
     program::{self, Directory, INIT_PID, NewProgram, Program},
@@ -131,9 +132,9 @@ fn open_standard_files(program: &Program, stdin: ConsoleInput) -> SysResult<()> 
     let by_path = Base::new(&root, &root).open(b"/dev/console", OpenFlags::READ_WRITE, 0);
     let console: Arc<OpenFile> = by_path.unwrap_or_else(|_| OpenFile::new(Console::get(), OpenFlags::READ_WRITE));
     let input = if stdin == ConsoleInput::Pipe { fs::stdin::open() } else { console.clone() };
-    let mut files = program.files.lock();
     for file in [input, console.clone(), console] {
-        files.insert(file, false, 0).map_err(|_| EMFILE)?;
+        let placed = program.files.lock().insert(Descriptor::new(file), false, 0);
+        placed.map_err(|refused| refused.why)?;
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ pub fn sysinfo(_cx: &mut Ctx<'_>, out: Addr) -> SysResult {
 }
 
 /// getrandom(2): the generator is seeded before the first program starts, so no flag changes a thing.
-pub fn getrandom(_cx: &mut Ctx<'_>, out: Addr, len: u64, flags: RandomFlags) -> SysResult {
+pub fn getrandom(cx: &mut Ctx<'_>, out: Addr, len: u64, flags: RandomFlags) -> SysResult {
     let exclusive = RandomFlags::RANDOM | RandomFlags::INSECURE;
     if flags.0 & !RandomFlags::KNOWN != 0 || flags.has(exclusive) {
         return Err(EINVAL);
@@ -64,10 +64,18 @@ pub fn getrandom(_cx: &mut Ctx<'_>, out: Addr, len: u64, flags: RandomFlags) -> 
     while done < len {
         let now = (len - done).min(piece.len());
         rt().random(&mut piece[..now]);
-        Addr(out.0 + done as u64).write(&piece[..now])?;
+        match Addr(out.0.wrapping_add(done as u64)).write(&piece[..now]) {
+            Err(_) if done > 0 => return Ok(done as u64),
+            written => written?,
+        }
         done += now;
+        // As on Linux: up to a page, the call is not cut short.
+        rt().preemption_point();
+        if cx.task.is_interrupted() {
+            break;
+        }
     }
-    Ok(len as u64)
+    Ok(done as u64)
 }
 
 /// arch_prctl(2). GS belongs to the kernel, so ARCH_SET_GS is refused; nothing of glibc, musl or the

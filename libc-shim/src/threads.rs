@@ -16,9 +16,10 @@ use crate::{
     },
     call::{Ctx, Ending},
     errno::{E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, ESRCH, SysResult},
-    futex,
+    files, futex,
     mm::SPACE_END,
     program::{self, ExitStatus, Program},
+    signal::{SigSet, send},
     thread::{self, Thread},
 };
 
@@ -55,13 +56,17 @@ pub fn clone(
 pub fn clone3(cx: &mut Ctx<'_>, args: Addr, size: u64) -> SysResult {
     const SIZE_V0: u64 = 64;
     const SIZE_V2: usize = 88;
+    const PAGE: u64 = 4096;
     if size < SIZE_V0 {
         return Err(EINVAL);
+    }
+    if size > PAGE {
+        return Err(E2BIG);
     }
     let mut bytes = [0u8; SIZE_V2];
     let known = (size as usize).min(SIZE_V2);
     rt().user().read(&mut bytes[..known], args.0)?;
-    if size > 4096 || !rest_is_zero(args.0 + known as u64, size - known as u64)? {
+    if !rest_is_zero(args.0 + known as u64, size - known as u64)? {
         return Err(E2BIG);
     }
     let word = |index: usize| bytes[index * 8..index * 8 + 8].iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
@@ -85,7 +90,8 @@ pub fn clone3(cx: &mut Ctx<'_>, args: Addr, size: u64) -> SysResult {
     start_thread(cx, args)
 }
 
-fn rest_is_zero(mut at: u64, mut len: u64) -> SysResult<bool> {
+/// Whether the application knows no more of a structure than the kernel does (copy_struct_from_user).
+pub fn rest_is_zero(mut at: u64, mut len: u64) -> SysResult<bool> {
     while len > 0 {
         let mut piece = [0u8; 64];
         let now = len.min(64) as usize;
@@ -234,13 +240,19 @@ pub fn leave(cx: &Ctx<'_>, ending: Ending) {
         futex::walk_robust_list(cx, robust);
     }
     let clear = cx.thread.clear_child_tid.load(Ordering::Relaxed);
-    if clear != 0 && clear.is_multiple_of(4) && Addr(clear).write(&0u32.to_le_bytes()).is_ok() {
+    if clear != 0 && Addr(clear).write(&0u32.to_le_bytes()).is_ok() {
         futex::wake(clear, 1, u32::MAX);
     }
-    program.ended_cpu_ns.fetch_add(cx.task.cpu_time_ns(), Ordering::Relaxed);
-    if program.remove_thread(cx.task) {
+    if let Ending::Thread(code) = ending
+        && cx.thread.tid() == program.pid
+    {
+        program.main_code.store(code, Ordering::Relaxed);
+    }
+    let last = program.remove_thread(cx.task);
+    send::hand_over(program, cx.task, SigSet(u64::MAX));
+    if last {
         let status = program.ending().unwrap_or(match ending {
-            Ending::Thread(code) => ExitStatus::Code(code),
+            Ending::Thread(_) => ExitStatus::Code(program.main_code.load(Ordering::Relaxed)),
             Ending::Program(status) => status,
         });
         end_program(cx, status);
@@ -253,8 +265,7 @@ fn end_program(cx: &Ctx<'_>, status: ExitStatus) {
     if program.is_init() {
         power_off(status);
     }
-    let files = program.files.lock().remove_range(0..=u32::MAX);
-    drop(files);
+    files::open::close_each(program, 0, u32::MAX);
     let timers = core::mem::take(&mut *program.timers.lock());
     let interval_timer = program.interval_timer.lock().take();
     drop((timers, interval_timer));

@@ -26,13 +26,19 @@ pub fn read_timespec(at: Addr) -> SysResult<u64> {
     Ok((seconds as u64).saturating_mul(NS_PER_S).saturating_add(ns as u64))
 }
 
-/// A `struct timeval` as nanoseconds.
+/// A `struct timeval` as nanoseconds; EINVAL if it is negative. Of select's, the microseconds may be a
+/// second and more.
 pub fn read_timeval(at: Addr) -> SysResult<u64> {
     let (seconds, us) = split_pair(&at.read()?);
     if seconds < 0 || us < 0 {
         return Err(EINVAL);
     }
     Ok((seconds as u64).saturating_mul(NS_PER_S).saturating_add((us as u64).saturating_mul(1000)))
+}
+
+/// As [`read_timeval`], normalised (setitimer(2)).
+pub fn read_strict_timeval(at: Addr) -> SysResult<u64> {
+    if split_pair(&at.read()?).1 >= 1_000_000 { Err(EINVAL) } else { read_timeval(at) }
 }
 
 pub fn timespec_bytes(ns: u64) -> [u8; 16] {
@@ -143,8 +149,10 @@ pub fn clock_nanosleep(
     let realtime = match clock.0 {
         ClockId::REALTIME | ClockId::TAI => true,
         ClockId::MONOTONIC | ClockId::BOOTTIME => false,
-        // Sleeping on CPU time: clock_nanosleep(2) allows EOPNOTSUPP.
-        ClockId::PROCESS_CPUTIME_ID => return Err(EOPNOTSUPP),
+        // Sleeping on CPU time, as clock_nanosleep(2) allows; clocks that cannot be slept on, as Linux.
+        ClockId::PROCESS_CPUTIME_ID | ClockId::MONOTONIC_RAW | ClockId::REALTIME_COARSE | ClockId::MONOTONIC_COARSE => {
+            return Err(EOPNOTSUPP);
+        }
         _ => return Err(EINVAL),
     };
     let ns = read_timespec(wanted.0)?;

@@ -74,6 +74,13 @@ impl FileOps for Random {
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
             }
+            // A long read lets others run, and ends early for a signal, as on Linux.
+            if done % 4096 == 0 {
+                rt::rt().preemption_point();
+                if rt::rt().current().is_interrupted() {
+                    break;
+                }
+            }
         }
         Ok(done)
     }

@@ -23,6 +23,7 @@ use rt::{
 };
 
 use crate::{
+    descriptor::Watchers,
     error::{FsError, FsResult},
     inode::{AllocateMode, AttributeChanges, DirEntry, EachEntry, FileKind, Inode, Metadata},
     io::{Sink, Source},
@@ -200,6 +201,7 @@ pub struct OpenFile {
     /// It may hold an advisory lock ([`crate::flock`]).
     locked: AtomicBool,
     position: Mutex<u64>,
+    pub(crate) watchers: Watchers,
 }
 
 impl OpenFile {
@@ -214,7 +216,14 @@ impl OpenFile {
 
     fn build(ops: Arc<dyn FileOps>, location: Option<Location>, flags: OpenFlags) -> Arc<Self> {
         let flags = AtomicU32::new(flags.lasting().bits());
-        Arc::new(Self { ops, location, flags, locked: AtomicBool::new(false), position: Mutex::new(0) })
+        Arc::new(Self {
+            ops,
+            location,
+            flags,
+            locked: AtomicBool::new(false),
+            position: Mutex::new(0),
+            watchers: Watchers::new(),
+        })
     }
 
     // --- content ---

@@ -23,6 +23,7 @@ extern crate alloc;
 pub mod block;
 pub mod cache;
 pub mod console;
+pub mod descriptor;
 pub mod devfs;
 pub mod devices;
 pub mod erofs;

@@ -4,12 +4,26 @@
 //! [`FdTable::get`] is the only call that a hot path makes, and needs just a slot's content, so that
 //! lookups can later go without the lock (slots published one by one, reclaimed by quiescent states)
 //! behind the same interface.
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use core::ops::RangeInclusive;
 
-/// No free descriptor below the limit (EMFILE), or beyond it (EBADF for dup2's target).
+/// Descriptors that are stored together: as many as a word of `used` has bits.
+const GROUP: usize = 64;
+
+/// Why a file could not be put into the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LimitReached;
+pub enum TableError {
+    /// No free descriptor below the limit (EMFILE), or beyond it (EBADF for dup2's target).
+    LimitReached,
+    OutOfMemory,
+}
+
+/// What could not be put into the table, given back so that the owner drops it without its lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused<T> {
+    pub why: TableError,
+    pub value: T,
+}
 
 #[derive(Clone, Debug)]
 struct Slot<T> {
@@ -17,15 +31,23 @@ struct Slot<T> {
     close_on_exec: bool,
 }
 
+/// A run of [`GROUP`] descriptors. One high descriptor costs a group, and 16 bytes for each below: no
+/// allocation grows to what the heap cannot give in one piece.
+#[derive(Clone, Debug)]
+struct Group<T> {
+    /// Bit n is set exactly if `slots[n]` is taken.
+    used: u64,
+    /// None until the first of them is taken.
+    slots: Option<Box<[Option<Slot<T>>; GROUP]>>,
+}
+
 /// Descriptors of one program. `T` is a counted reference to an open file.
 ///
 /// # Invariants
-/// `used` has bit n set exactly if `slots[n]` is taken; its length covers `slots`. Every descriptor
-/// below `first_free_hint` is taken.
+/// Every descriptor below `first_free_hint` is taken.
 #[derive(Clone, Debug)]
 pub struct FdTable<T> {
-    slots: Vec<Option<Slot<T>>>,
-    used: Vec<u64>,
+    groups: Vec<Group<T>>,
     first_free_hint: usize,
     /// RLIMIT_NOFILE: descriptors are below it.
     limit: u32,
@@ -33,7 +55,7 @@ pub struct FdTable<T> {
 
 impl<T> FdTable<T> {
     pub const fn new(limit: u32) -> Self {
-        Self { slots: Vec::new(), used: Vec::new(), first_free_hint: 0, limit }
+        Self { groups: Vec::new(), first_free_hint: 0, limit }
     }
 
     pub fn limit(&self) -> u32 {
@@ -45,61 +67,96 @@ impl<T> FdTable<T> {
         self.limit = limit;
     }
 
+    /// Every open descriptor is below it: what select(2) looks at, at most.
+    pub fn capacity(&self) -> usize {
+        self.groups.len().max(1) * GROUP
+    }
+
     #[inline]
     pub fn get(&self, fd: u32) -> Option<&T> {
-        self.slots.get(fd as usize)?.as_ref().map(|slot| &slot.value)
+        self.slot(fd).map(|slot| &slot.value)
+    }
+
+    #[inline]
+    fn slot(&self, fd: u32) -> Option<&Slot<T>> {
+        self.groups.get(fd as usize / GROUP)?.slots.as_ref()?[fd as usize % GROUP].as_ref()
+    }
+
+    fn slot_mut(&mut self, fd: u32) -> Option<&mut Slot<T>> {
+        self.groups.get_mut(fd as usize / GROUP)?.slots.as_mut()?[fd as usize % GROUP].as_mut()
+    }
+
+    /// Whether [`FdTable::insert`] at the lowest descriptor would find one.
+    pub fn has_room(&self) -> bool {
+        self.lowest_free(0) < self.limit as usize
     }
 
     /// Puts `value` at the lowest free descriptor that is at least `from` (open: 0; F_DUPFD: its
     /// argument).
-    pub fn insert(&mut self, value: T, close_on_exec: bool, from: u32) -> Result<u32, LimitReached> {
+    pub fn insert(&mut self, value: T, close_on_exec: bool, from: u32) -> Result<u32, Refused<T>> {
         let fd = self.lowest_free(from as usize);
         if fd >= self.limit as usize {
-            return Err(LimitReached);
+            return Err(Refused { why: TableError::LimitReached, value });
         }
-        self.put(fd, Slot { value, close_on_exec });
+        self.put(fd, Slot { value, close_on_exec })?;
         Ok(fd as u32)
     }
 
     /// Puts `value` at exactly `fd` (dup2, dup3); the result is what was there before.
-    pub fn replace(&mut self, fd: u32, value: T, close_on_exec: bool) -> Result<Option<T>, LimitReached> {
+    pub fn replace(&mut self, fd: u32, value: T, close_on_exec: bool) -> Result<Option<T>, Refused<T>> {
         if fd >= self.limit {
-            return Err(LimitReached);
+            return Err(Refused { why: TableError::LimitReached, value });
         }
-        Ok(self.put(fd as usize, Slot { value, close_on_exec }))
+        self.put(fd as usize, Slot { value, close_on_exec })
     }
 
     /// Closes `fd`. The caller drops the value after it has left its lock.
     pub fn remove(&mut self, fd: u32) -> Option<T> {
-        let slot = self.slots.get_mut(fd as usize)?.take()?;
-        self.mark_free(fd as usize);
+        let group = self.groups.get_mut(fd as usize / GROUP)?;
+        let slot = group.slots.as_mut()?[fd as usize % GROUP].take()?;
+        group.used &= !(1 << (fd as usize % GROUP));
+        self.first_free_hint = self.first_free_hint.min(fd as usize);
         Some(slot.value)
     }
 
     pub fn close_on_exec(&self, fd: u32) -> Option<bool> {
-        self.slots.get(fd as usize)?.as_ref().map(|slot| slot.close_on_exec)
+        self.slot(fd).map(|slot| slot.close_on_exec)
     }
 
     /// False if `fd` is not open.
     pub fn set_close_on_exec(&mut self, fd: u32, close_on_exec: bool) -> bool {
-        match self.slots.get_mut(fd as usize) {
-            Some(Some(slot)) => {
+        match self.slot_mut(fd) {
+            Some(slot) => {
                 slot.close_on_exec = close_on_exec;
                 true
             }
-            _ => false,
+            None => false,
         }
     }
 
-    /// close_range(2): closes the open ones of the range; the caller drops the result later.
-    pub fn remove_range(&mut self, range: RangeInclusive<u32>) -> Vec<T> {
-        self.open_in(range).into_iter().filter_map(|fd| self.remove(fd)).collect()
+    /// The first open descriptor of the range. Closing many goes one by one through this, so that the
+    /// owner's lock is not held for all, and nothing needs to be gathered.
+    pub fn first_open(&self, range: RangeInclusive<u32>) -> Option<u32> {
+        let (first, last) = (*range.start() as usize, *range.end() as usize);
+        let mut below = (1u64 << (first % GROUP)) - 1;
+        for (index, group) in self.groups.iter().enumerate().skip(first / GROUP) {
+            let used = group.used & !below;
+            if used != 0 {
+                let fd = index * GROUP + used.trailing_zeros() as usize;
+                return (fd <= last).then_some(fd as u32);
+            }
+            below = 0;
+        }
+        None
     }
 
     /// close_range(2) with CLOSE_RANGE_CLOEXEC.
     pub fn set_close_on_exec_range(&mut self, range: RangeInclusive<u32>) {
-        for fd in self.open_in(range) {
+        let last = *range.end();
+        let mut next = Some(*range.start());
+        while let Some(fd) = next.and_then(|from| self.first_open(from..=last)) {
             self.set_close_on_exec(fd, true);
+            next = fd.checked_add(1);
         }
     }
 
@@ -112,44 +169,46 @@ impl<T> FdTable<T> {
 
     /// Open descriptors in ascending order (/proc/self/fd).
     pub fn open(&self) -> impl Iterator<Item = (u32, &T)> {
-        self.slots.iter().enumerate().filter_map(|(fd, slot)| Some((fd as u32, &slot.as_ref()?.value)))
-    }
-
-    fn open_in(&self, range: RangeInclusive<u32>) -> Vec<u32> {
-        self.open().map(|(fd, _)| fd).filter(|fd| range.contains(fd)).collect()
+        let groups = self.groups.iter().enumerate();
+        let slots = groups.filter_map(|(index, group)| Some((index * GROUP, group.slots.as_ref()?)));
+        slots.flat_map(|(first, slots)| {
+            let open = slots.iter().enumerate();
+            open.filter_map(move |(at, slot)| Some(((first + at) as u32, &slot.as_ref()?.value)))
+        })
     }
 
     fn lowest_free(&self, from: usize) -> usize {
         let from = from.max(self.first_free_hint);
-        let mut word = from / 64;
-        // Bits below `from` count as taken in its word.
-        let mut taken_below = (1u64 << (from % 64)) - 1;
-        while let Some(bits) = self.used.get(word) {
-            let taken = bits | taken_below;
+        let mut index = from / GROUP;
+        // Bits below `from` count as taken in its group.
+        let mut taken_below = (1u64 << (from % GROUP)) - 1;
+        while let Some(group) = self.groups.get(index) {
+            let taken = group.used | taken_below;
             if taken != u64::MAX {
-                return word * 64 + taken.trailing_ones() as usize;
+                return index * GROUP + taken.trailing_ones() as usize;
             }
             taken_below = 0;
-            word += 1;
+            index += 1;
         }
-        from.max(word * 64)
+        from.max(index * GROUP)
     }
 
-    fn put(&mut self, fd: usize, slot: Slot<T>) -> Option<T> {
-        if fd >= self.slots.len() {
-            self.slots.resize_with(fd + 1, || None);
-            self.used.resize(fd / 64 + 1, 0);
+    fn put(&mut self, fd: usize, slot: Slot<T>) -> Result<Option<T>, Refused<T>> {
+        let (index, at) = (fd / GROUP, fd % GROUP);
+        if let Some(missing) = (index + 1).checked_sub(self.groups.len()) {
+            if self.groups.try_reserve(missing).is_err() {
+                return Err(Refused { why: TableError::OutOfMemory, value: slot.value });
+            }
+            self.groups.resize_with(self.groups.len().max(index + 1), || Group { used: 0, slots: None });
         }
-        self.used[fd / 64] |= 1 << (fd % 64);
+        let group = &mut self.groups[index];
+        let slots = group.slots.get_or_insert_with(|| Box::new([const { None }; GROUP]));
+        let old = slots[at].replace(slot);
+        group.used |= 1 << at;
         if fd == self.first_free_hint {
             self.first_free_hint = fd + 1;
         }
-        self.slots[fd].replace(slot).map(|old| old.value)
-    }
-
-    fn mark_free(&mut self, fd: usize) {
-        self.used[fd / 64] &= !(1 << (fd % 64));
-        self.first_free_hint = self.first_free_hint.min(fd);
+        Ok(old.map(|old| old.value))
     }
 }
 
@@ -184,9 +243,10 @@ mod tests {
         let mut table = filled(3);
         table.set_limit(4);
         assert_eq!(table.insert(9, false, 0), Ok(3));
-        assert_eq!(table.insert(9, false, 0), Err(LimitReached));
-        assert_eq!(table.insert(9, false, 100), Err(LimitReached));
-        assert_eq!(table.replace(4, 9, false), Err(LimitReached));
+        let refused = Refused { why: TableError::LimitReached, value: 9 };
+        assert_eq!(table.insert(9, false, 0), Err(refused));
+        assert_eq!(table.insert(9, false, 100), Err(refused));
+        assert_eq!(table.replace(4, 9, false), Err(refused));
         assert_eq!(table.replace(1, 9, true), Ok(Some(1)));
         assert_eq!(table.get(1), Some(&9));
     }
@@ -197,12 +257,29 @@ mod tests {
         assert!(table.set_close_on_exec(4, true));
         assert!(!table.set_close_on_exec(40, true));
         assert_eq!(table.remove_close_on_exec(), [4]);
-        assert_eq!(table.remove_range(3..=6), [3, 5, 6]);
+        let mut removed = Vec::new();
+        while let Some(fd) = table.first_open(3..=6) {
+            removed.extend(table.remove(fd));
+        }
+        assert_eq!(removed, [3, 5, 6]);
+        assert_eq!(table.first_open(10..=u32::MAX), None);
         table.set_close_on_exec_range(8..=u32::MAX);
         assert_eq!(table.close_on_exec(7), Some(false));
         assert_eq!(table.close_on_exec(9), Some(true));
         assert_eq!(table.open().map(|(fd, _)| fd).collect::<Vec<_>>(), [0, 1, 2, 7, 8, 9]);
         assert_eq!(table.insert(3, false, 0), Ok(3));
+    }
+
+    /// The highest descriptor of all does not make the table large.
+    #[test]
+    fn high_descriptors_are_cheap() {
+        let mut table = FdTable::new(1 << 20);
+        assert_eq!(table.replace((1 << 20) - 1, 7, false), Ok(None));
+        assert!(table.groups.iter().filter(|group| group.slots.is_some()).count() == 1);
+        assert_eq!(table.get((1 << 20) - 1), Some(&7));
+        assert_eq!(table.insert(1, false, 0), Ok(0));
+        assert_eq!(table.first_open(1..=u32::MAX), Some((1 << 20) - 1));
+        assert_eq!(table.remove((1 << 20) - 1), Some(7));
     }
 
     /// Against a plain model: random inserts and removals always take the lowest free number.
@@ -216,7 +293,9 @@ mod tests {
             let pick = (seed >> 33) as u32;
             if !pick.is_multiple_of(3) {
                 let from = if pick.is_multiple_of(5) { pick % 290 } else { 0 };
-                let expected = (from..300).find(|fd| !model.contains(fd)).ok_or(LimitReached);
+                let expected = (from..300)
+                    .find(|fd| !model.contains(fd))
+                    .ok_or(Refused { why: TableError::LimitReached, value: () });
                 assert_eq!(table.insert((), false, from), expected);
                 model.extend(expected);
             } else {

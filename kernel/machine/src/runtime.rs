@@ -34,6 +34,10 @@ impl Runtime for Machine {
         tasks::park(deadline_ns, mode)
     }
 
+    fn preemption_point(&self) {
+        tasks::preemption_point();
+    }
+
     fn yield_now(&self) {
         tasks::yield_now();
     }

@@ -49,6 +49,9 @@ pub trait Runtime: Sync {
     fn park(&self, deadline_ns: Option<u64>, mode: ParkMode) -> Parked;
     /// Gives the CPU to another runnable task, if there is one.
     fn yield_now(&self);
+    /// Lets another task go first if one is due: for loops whose length an application decides. May
+    /// sleep, as far as locks are concerned.
+    fn preemption_point(&self) {}
     /// Creates a task and makes it runnable.
     fn spawn(&self, spec: TaskSpec) -> Result<TaskRef, OutOfFrames>;
     /// As [`Runtime::spawn`], but `prepare` runs on the caller once the task has its id and before

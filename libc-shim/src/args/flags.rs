@@ -99,7 +99,7 @@ flag_args! {
     RwFlags: "RWF_", "0" { HIPRI = 1, DSYNC = 2, SYNC = 4, NOWAIT = 8, APPEND = 16 }
     StatxMask: "STATX_", "0" {
         BASIC_STATS = 0x7ff, BTIME = 0x800, MNT_ID = 0x1000, TYPE = 1, MODE = 2, NLINK = 4, UID = 8,
-        GID = 16, ATIME = 32, MTIME = 64, CTIME = 128, INO = 256, SIZE = 512, BLOCKS = 1024,
+        GID = 16, ATIME = 32, MTIME = 64, CTIME = 128, INO = 256, SIZE = 512, BLOCKS = 1024, RESERVED = 0x8000_0000,
     }
     FlockOp: "LOCK_", "0" { SH = 1, EX = 2, NB = 4, UN = 8 }
     MlockallFlags: "MCL_", "0" { CURRENT = 1, FUTURE = 2, ONFAULT = 4 }

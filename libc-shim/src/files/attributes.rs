@@ -13,7 +13,6 @@ use crate::{
     },
     call::Ctx,
     errno::{EINVAL, EOPNOTSUPP, SysResult},
-    time::{NS_PER_S, read_timeval},
 };
 
 fn permissions(mode: Mode) -> AttributeChanges {
@@ -78,7 +77,10 @@ pub fn utimensat(cx: &mut Ctx<'_>, directory: DirFd, path: Path, times: Addr, fl
     } else {
         both_times(read_change(times)?, read_change(Addr(times.0 + 16))?)
     };
-    if path.0 == 0 {
+    if path.0 == 0 && directory != DirFd::CWD {
+        if flags.0 != 0 {
+            return Err(EINVAL);
+        }
         get(cx, Fd(directory.0))?.set_attributes(&changes)?;
         return Ok(0);
     }
@@ -110,8 +112,10 @@ pub fn utimes(cx: &mut Ctx<'_>, path: Path, times: Addr) -> SysResult {
         both_times(Some(Timestamp::now()), Some(Timestamp::now()))
     } else {
         let read = |at: u64| -> SysResult<Option<Timestamp>> {
-            let ns = read_timeval(Addr(at))?;
-            Ok(Some(Timestamp { seconds: (ns / NS_PER_S) as i64, nanoseconds: (ns % NS_PER_S) as u32 }))
+            // Before 1970, too.
+            let (seconds, us) = split_pair(&Addr(at).read()?);
+            let valid = u32::try_from(us).ok().filter(|us| *us < 1_000_000);
+            Ok(Some(Timestamp { seconds, nanoseconds: valid.ok_or(EINVAL)? * 1000 }))
         };
         both_times(read(times.0)?, read(times.0 + 16)?)
     };

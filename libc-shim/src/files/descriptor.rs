@@ -3,13 +3,12 @@
 //! # Locks between programs
 //! Record locks belong to a program, so within the only program that can open the file they never
 //! conflict: they are granted, and F_GETLK finds none. flock's are the open files' own.
-use alloc::sync::Arc;
-
 use fs::{
     OpenFile, OpenFlags as FsFlags, console::Console, file::Wait, flock::FlockMode, pipe::PipeEnd, stdin::PipedInput,
 };
+use rt::rt;
 
-use super::get;
+use super::{get, get_descriptor, insert};
 use crate::{
     args::{
         Addr, Fd, Fields, Hex,
@@ -17,7 +16,7 @@ use crate::{
         names::{FcntlOp, IoctlOp},
     },
     call::Ctx,
-    errno::{EBADF, EINVAL, EMFILE, ENOLCK, ENOTTY, SysResult},
+    errno::{EBADF, EINVAL, ENOLCK, ENOTTY, SysResult},
     program,
 };
 
@@ -28,8 +27,8 @@ pub fn fcntl(cx: &mut Ctx<'_>, fd: Fd, op: FcntlOp, argument: Hex) -> SysResult 
     let file = get(cx, fd)?;
     let number = fd.0 as u32;
     match op.0 {
-        FcntlOp::DUPFD => duplicate(cx, file, argument.0, false),
-        FcntlOp::DUPFD_CLOEXEC => duplicate(cx, file, argument.0, true),
+        FcntlOp::DUPFD => duplicate(cx, fd, argument.0, false),
+        FcntlOp::DUPFD_CLOEXEC => duplicate(cx, fd, argument.0, true),
         FcntlOp::GETFD => {
             let marked = cx.program().files.lock().close_on_exec(number).ok_or(EBADF)?;
             Ok(if marked { FD_CLOEXEC } else { 0 })
@@ -52,10 +51,11 @@ pub fn fcntl(cx: &mut Ctx<'_>, fd: Fd, op: FcntlOp, argument: Hex) -> SysResult 
     }
 }
 
-fn duplicate(cx: &Ctx<'_>, file: Arc<OpenFile>, from: u64, close_on_exec: bool) -> SysResult {
-    let mut files = cx.program().files.lock();
-    let from = u32::try_from(from).ok().filter(|from| *from < files.limit()).ok_or(EINVAL)?;
-    files.insert(file, close_on_exec, from).map(u64::from).map_err(|_| EMFILE)
+fn duplicate(cx: &Ctx<'_>, fd: Fd, from: u64, close_on_exec: bool) -> SysResult {
+    let limit = cx.program().files.lock().limit();
+    let from = u32::try_from(from).ok().filter(|from| *from < limit).ok_or(EINVAL)?;
+    rt().draw_budget()?;
+    insert(cx, get_descriptor(cx, fd)?, close_on_exec, from)
 }
 
 /// Pipe sizes and seals are the object's.

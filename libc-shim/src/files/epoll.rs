@@ -1,26 +1,28 @@
-//! epoll(7): level and edge triggered, one-shot.
+//! epoll(7): level and edge triggered, one-shot, nested.
 //!
 //! A wait stands in the queues of all watched files and looks at each, so it costs time in proportion
 //! to their number. (Files wake tasks, not callbacks: a ready list needs the latter, and comes with
-//! the network.)
+//! the network.) For the same reason EPOLLEXCLUSIVE wakes all, which it may.
 //!
 //! # Locking
-//! `watches` is a spin lock; files are cloned out of it before anything is asked of them.
+//! `watches` is a spin lock; files are cloned out of it before anything is asked of them. `NESTING`
+//! sleeps and is held while one instance enters another.
 use alloc::{
     collections::BTreeMap,
     sync::{Arc, Weak},
     vec,
     vec::Vec,
 };
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ops::Bound;
 
 use fs::{
     FileKind, Metadata, OpenFile, OpenFlags as FsFlags, Readiness,
+    descriptor::Watcher,
     error::FsResult,
     eventfd::anonymous_metadata,
     file::{FileOps, ReadyQueues},
 };
-use rt::sync::{SpinLock, WaitQueue};
+use rt::sync::{Mutex, SpinLock, WaitQueue};
 
 use super::{get, install, poll};
 use crate::{
@@ -34,8 +36,27 @@ const EPOLLWAKEUP: u32 = 1 << 29;
 const EPOLLONESHOT: u32 = 1 << 30;
 const EPOLLET: u32 = 1 << 31;
 const EVENT_BITS: u32 = 0xffff;
+/// What may stand beside EPOLLEXCLUSIVE: EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP and two modes.
+const BESIDE_EXCLUSIVE: u32 = 0x1 | 0x4 | 0x8 | 0x10 | EPOLLWAKEUP | EPOLLET;
 /// `struct epoll_event` is packed on x86-64.
 const EVENT_BYTES: usize = 12;
+/// Most that epoll_wait may be asked for, as on Linux.
+const MAX_EVENTS: i32 = i32::MAX / EVENT_BYTES as i32;
+/// Most that one call gives.
+const EVENTS_AT_ONCE: usize = 4096;
+/// How many instances may watch each other in a row (Linux' EP_MAX_NESTS), the first included.
+const NESTING_MAX: usize = 5;
+
+/// One instance at a time enters another, so that two do not close a circle together.
+static NESTING: Mutex<()> = Mutex::new(());
+
+/// A watch is of a descriptor and its file: the number may be used again while the file lives on under
+/// another one (epoll(7), Q6).
+type Key = (i32, usize);
+
+fn key(fd: i32, file: &OpenFile) -> Key {
+    (fd, core::ptr::from_ref(file).addr())
+}
 
 struct Watch {
     file: Weak<OpenFile>,
@@ -51,41 +72,99 @@ struct Watch {
 
 /// An epoll instance.
 pub struct Epoll {
-    watches: SpinLock<BTreeMap<i32, Watch>>,
-    /// Counts changes of the set.
-    generation: AtomicU64,
+    watches: SpinLock<BTreeMap<Key, Watch>>,
+    /// Where the last report ended: the next begins behind it, so that what is always ready does not
+    /// keep others from being seen.
+    last: SpinLock<Key>,
+    /// Woken when the set changes.
     changed: WaitQueue,
+    own: Weak<Self>,
+    /// The instances that watch this one, once for each watch. Changes under `NESTING`.
+    parents: SpinLock<Vec<Weak<Self>>>,
 }
 
 impl Epoll {
-    fn new() -> Self {
-        Self { watches: SpinLock::new(BTreeMap::new()), generation: AtomicU64::new(0), changed: WaitQueue::new() }
+    fn new() -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            watches: SpinLock::new(BTreeMap::new()),
+            last: SpinLock::new((i32::MIN, 0)),
+            changed: WaitQueue::new(),
+            own: own.clone(),
+            parents: SpinLock::new(Vec::new()),
+        })
     }
 
-    /// The files that are watched; closed ones leave the set (epoll(7), Q6).
-    fn files(&self) -> Vec<Arc<OpenFile>> {
-        let mut watches = self.watches.lock();
-        watches.retain(|_, watch| watch.file.strong_count() > 0);
-        watches.values().filter(|watch| !watch.spent).filter_map(|watch| watch.file.upgrade()).collect()
+    /// Adds the files that are watched to `out`, and what those of them watch that are instances, too:
+    /// in all their queues a waiter has to stand.
+    pub fn watched_files(&self, out: &mut Vec<Arc<OpenFile>>) {
+        let from = out.len();
+        let watches = self.watches.lock();
+        out.extend(watches.values().filter(|watch| !watch.spent).filter_map(|watch| watch.file.upgrade()));
+        drop(watches);
+        for at in from..out.len() {
+            let file = out[at].clone();
+            if let Some(inner) = file.ops_as::<Self>() {
+                inner.watched_files(out);
+            }
+        }
+    }
+
+    /// How many instances are below each other from this one on, itself included; None if `instance` is
+    /// among them. Never many: see [`Epoll::height`].
+    fn depth(&self, instance: &Self) -> Option<usize> {
+        if core::ptr::eq(self, instance) {
+            return None;
+        }
+        let files: Vec<_> = self.watches.lock().values().filter_map(|watch| watch.file.upgrade()).collect();
+        let inner = files.iter().filter_map(|file| file.ops_as::<Self>());
+        inner.map(|inner| inner.depth(instance)).try_fold(0, |most, depth| Some(most.max(depth?))).map(|most| most + 1)
+    }
+
+    /// How many instances are above each other from this one on, itself included.
+    fn height(&self) -> usize {
+        let parents: Vec<_> = self.parents.lock().iter().filter_map(Weak::upgrade).collect();
+        1 + parents.iter().map(|parent| parent.height()).max().unwrap_or(0)
+    }
+
+    /// Lets `self` watch `nested`, unless that closed a circle or made a chain too long: those who look
+    /// recurse along it.
+    fn adopt(&self, nested: &Self) -> SysResult<()> {
+        let depth = nested.depth(self).ok_or(ELOOP)?;
+        if self.height() + depth > NESTING_MAX {
+            return Err(ELOOP);
+        }
+        let mut parents = nested.parents.lock();
+        parents.retain(|parent| parent.strong_count() > 0);
+        parents.push(self.own.clone());
+        Ok(())
+    }
+
+    /// Takes back what [`Epoll::adopt`] did.
+    fn disown(&self, nested: &Self) {
+        let mut parents = nested.parents.lock();
+        let own = parents.iter().position(|parent| parent.ptr_eq(&self.own));
+        own.map(|at| parents.swap_remove(at));
     }
 
     /// Takes up to `max` events out. With `keep` it only looks (an epoll that is polled itself).
     fn collect(&self, max: usize, keep: bool) -> Vec<(u32, u64)> {
-        let candidates: Vec<(i32, Arc<OpenFile>, u32)> = self
-            .watches
-            .lock()
-            .iter()
+        let last = *self.last.lock();
+        let watches = self.watches.lock();
+        let behind = watches.range((Bound::Excluded(last), Bound::Unbounded));
+        let candidates: Vec<(Key, Arc<OpenFile>, u32)> = behind
+            .chain(watches.range(..=last))
             .filter(|(_, watch)| !watch.spent)
-            .filter_map(|(fd, watch)| Some((*fd, watch.file.upgrade()?, watch.events)))
+            .filter_map(|(key, watch)| Some((*key, watch.file.upgrade()?, watch.events)))
             .collect();
+        drop(watches);
         let mut events = Vec::new();
-        for (fd, file, wanted) in candidates {
+        for (key, file, wanted) in candidates {
             // Read first: a wake-up between the two is seen as an edge next time.
             let wakes = wakes_of(&file);
             let watched = poll::Watched { file, events: wanted & EVENT_BITS };
             let ready = watched.ready();
             let mut watches = self.watches.lock();
-            let Some(watch) = watches.get_mut(&fd) else { continue };
+            let Some(watch) = watches.get_mut(&key) else { continue };
             let report =
                 if watch.events & EPOLLET == 0 || watch.wakes != wakes { ready } else { ready & !watch.reported };
             if keep {
@@ -99,15 +178,27 @@ impl Epoll {
             if report == 0 {
                 continue;
             }
-            if events.len() == max {
-                break;
-            }
             watch.reported |= ready;
             watch.wakes = wakes;
             watch.spent = watch.events & EPOLLONESHOT != 0;
             events.push((ready, watch.data));
+            drop(watches);
+            *self.last.lock() = key;
+            if events.len() == max {
+                break;
+            }
         }
         events
+    }
+}
+
+impl Watcher for Epoll {
+    fn file_closed(&self, file: &OpenFile, fd: i32) {
+        let gone = self.watches.lock().remove(&key(fd, file));
+        if gone.is_some() {
+            // Who waits lets the file go.
+            self.changed.wake_all();
+        }
     }
 }
 
@@ -151,59 +242,85 @@ pub fn epoll_create1(cx: &mut Ctx<'_>, flags: EpollFlags) -> SysResult {
     if flags.0 & !EpollFlags::CLOEXEC != 0 {
         return Err(EINVAL);
     }
-    let file = OpenFile::new(Arc::new(Epoll::new()), FsFlags::READ_WRITE);
+    let file = OpenFile::new(Epoll::new(), FsFlags::READ_WRITE);
     install(cx, file, flags.has(EpollFlags::CLOEXEC))
 }
 
 /// epoll_ctl(2).
 pub fn epoll_ctl(cx: &mut Ctx<'_>, epoll: Fd, op: EpollOp, fd: Fd, event: Addr) -> SysResult {
-    let instance = get(cx, epoll)?;
-    let target = get(cx, fd)?;
-    let set = instance.ops_as::<Epoll>().ok_or(EINVAL)?;
-    if Arc::ptr_eq(&instance, &target) {
-        return Err(EINVAL);
-    }
-    if target.ops_as::<Epoll>().is_some() {
-        // Nesting would need wake-ups to pass through; refused as too deep.
-        return Err(ELOOP);
-    }
-    // Files that are always ready cannot be watched (epoll_ctl(2)).
-    if target.location().is_some_and(|at| matches!(at.kind(), FileKind::Regular | FileKind::Directory)) {
-        return Err(EPERM);
-    }
     let (events, data) = match op.0 {
         EpollOp::DEL => (0, 0),
         _ => read_event(event)?,
     };
-    if events & EPOLLEXCLUSIVE != 0 {
+    let instance = get(cx, epoll)?;
+    let target = get(cx, fd)?;
+    // Files that are always ready cannot be watched (epoll_ctl(2)).
+    if target.location().is_some_and(|at| matches!(at.kind(), FileKind::Regular | FileKind::Directory)) {
+        return Err(EPERM);
+    }
+    let set = instance.ops_as::<Epoll>().ok_or(EINVAL)?;
+    if Arc::ptr_eq(&instance, &target) {
         return Err(EINVAL);
     }
-    let watch = Watch {
-        file: Arc::downgrade(&target),
-        events: events & !EPOLLWAKEUP,
-        data,
-        reported: 0,
-        wakes: 0,
-        spent: false,
-    };
-    let mut watches = set.watches.lock();
-    // A descriptor that was closed and used again is another file: its old entry is dead.
-    if watches.get(&fd.0).is_some_and(|old| !old.file.upgrade().is_some_and(|file| Arc::ptr_eq(&file, &target))) {
-        watches.remove(&fd.0);
+    let nested = target.ops_as::<Epoll>();
+    if events & EPOLLEXCLUSIVE != 0
+        && (op.0 != EpollOp::ADD || nested.is_some() || events & !(BESIDE_EXCLUSIVE | EPOLLEXCLUSIVE) != 0)
+    {
+        return Err(EINVAL);
     }
-    let present = watches.contains_key(&fd.0);
-    match (op.0, present) {
-        (EpollOp::ADD, true) => return Err(EEXIST),
-        (EpollOp::DEL | EpollOp::MOD, false) => return Err(ENOENT),
-        (EpollOp::ADD | EpollOp::MOD, _) => drop(watches.insert(fd.0, watch)),
-        (EpollOp::DEL, _) => drop(watches.remove(&fd.0)),
+    match op.0 {
+        EpollOp::ADD => {
+            let _alone = nested.map(|_| NESTING.lock());
+            nested.map_or(Ok(()), |nested| set.adopt(nested))?;
+            let added = set.add(fd.0, &target, events & !EPOLLWAKEUP, data);
+            added.inspect_err(|_| nested.into_iter().for_each(|nested| set.disown(nested)))?;
+        }
+        EpollOp::MOD => set.modify(fd.0, &target, events & !EPOLLWAKEUP, data)?,
+        EpollOp::DEL => {
+            let gone = set.watches.lock().remove(&key(fd.0, &target));
+            gone.ok_or(ENOENT)?;
+            target.unwatch(&set.watcher(), fd.0);
+            let _alone = nested.map(|_| NESTING.lock());
+            nested.into_iter().for_each(|nested| set.disown(nested));
+        }
         _ => return Err(EINVAL),
     }
-    drop(watches);
-    set.generation.fetch_add(1, Ordering::SeqCst);
     // Those who wait look at the new set.
     set.changed.wake_all();
     Ok(0)
+}
+
+impl Epoll {
+    fn watcher(&self) -> Weak<dyn Watcher> {
+        self.own.clone()
+    }
+
+    fn add(&self, fd: i32, file: &Arc<OpenFile>, events: u32, data: u64) -> SysResult<()> {
+        let watch = Watch { file: Arc::downgrade(file), events, data, reported: 0, wakes: 0, spent: false };
+        let mut watches = self.watches.lock();
+        if watches.contains_key(&key(fd, file)) {
+            return Err(EEXIST);
+        }
+        watches.insert(key(fd, file), watch);
+        drop(watches);
+        file.watch(self.watcher(), fd);
+        if file.is_closed() {
+            // By another thread, since it was looked up: nobody else takes it out.
+            self.watches.lock().remove(&key(fd, file));
+        }
+        Ok(())
+    }
+
+    fn modify(&self, fd: i32, file: &OpenFile, events: u32, data: u64) -> SysResult<()> {
+        let mut watches = self.watches.lock();
+        let watch = watches.get_mut(&key(fd, file)).ok_or(ENOENT)?;
+        if watch.events & EPOLLEXCLUSIVE != 0 {
+            return Err(EINVAL);
+        }
+        let file = watch.file.clone();
+        *watch = Watch { file, events, data, reported: 0, wakes: 0, spent: false };
+        Ok(())
+    }
 }
 
 fn read_event(at: Addr) -> SysResult<(u32, u64)> {
@@ -249,26 +366,14 @@ pub fn epoll_pwait2(
 }
 
 fn wait_until(cx: &mut Ctx<'_>, epoll: Fd, out: Addr, max: i32, deadline: Option<u64>) -> SysResult {
+    if !(1..=MAX_EVENTS).contains(&max) {
+        return Err(EINVAL);
+    }
+    let max = (max as usize).min(EVENTS_AT_ONCE);
     let instance = get(cx, epoll)?;
     let set = instance.ops_as::<Epoll>().ok_or(EINVAL)?;
-    let max = usize::try_from(max).ok().filter(|max| (1..=1 << 20).contains(max)).ok_or(EINVAL)?;
-    let events = loop {
-        let seen = set.generation.load(Ordering::SeqCst);
-        let mut files = set.files();
-        // The instance itself: woken when the set changes.
-        files.push(instance.clone());
-        let changed = || set.generation.load(Ordering::SeqCst) != seen;
-        let found = poll::wait_for(cx, files.iter(), deadline, || {
-            let events = set.collect(max, false);
-            (!events.is_empty() || changed()).then_some(events)
-        })?;
-        match found {
-            None => return Ok(0),
-            // The set has changed: stand in the new queues.
-            Some(events) if events.is_empty() => {}
-            Some(events) => break events,
-        }
-    };
+    let collect = || Some(set.collect(max, false)).filter(|events| !events.is_empty());
+    let Some(events) = poll::wait_for(cx, core::iter::once(&instance), deadline, collect)? else { return Ok(0) };
     let mut bytes = vec![0u8; events.len() * EVENT_BYTES];
     for (entry, (ready, data)) in bytes.chunks_exact_mut(EVENT_BYTES).zip(&events) {
         entry[..4].copy_from_slice(&ready.to_le_bytes());

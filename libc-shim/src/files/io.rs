@@ -1,6 +1,8 @@
 //! Moving bytes: read, write and their positional and vector forms, seeking, copying between files.
 use alloc::vec;
 
+use rt::rt;
+
 use fs::{FsError, OpenFile, SliceSink, SliceSource, file::SeekFrom};
 
 use super::{
@@ -27,13 +29,13 @@ fn written(cx: &Ctx<'_>, result: Result<usize, FsError>) -> SysResult {
 /// read(2).
 pub fn read(cx: &mut Ctx<'_>, fd: Fd, buffer: Addr, count: u64) -> SysResult {
     let file = get(cx, fd)?;
-    Ok(file.read(&mut UserBuffer::new(buffer, count))? as u64)
+    Ok(file.read(&mut UserBuffer::new(buffer, count)?)? as u64)
 }
 
 /// write(2).
 pub fn write(cx: &mut Ctx<'_>, fd: Fd, buffer: Bytes, count: u64) -> SysResult {
     let file = get(cx, fd)?;
-    written(cx, file.write(&mut UserBuffer::new(Addr(buffer.0), count)))
+    written(cx, file.write(&mut UserBuffer::new(Addr(buffer.0), count)?))
 }
 
 fn position(offset: i64) -> SysResult<u64> {
@@ -42,14 +44,16 @@ fn position(offset: i64) -> SysResult<u64> {
 
 /// pread64(2).
 pub fn pread64(cx: &mut Ctx<'_>, fd: Fd, buffer: Addr, count: u64, offset: i64) -> SysResult {
+    let at = position(offset)?;
     let file = get(cx, fd)?;
-    Ok(file.read_at(position(offset)?, &mut UserBuffer::new(buffer, count))? as u64)
+    Ok(file.read_at(at, &mut UserBuffer::new(buffer, count)?)? as u64)
 }
 
 /// pwrite64(2).
 pub fn pwrite64(cx: &mut Ctx<'_>, fd: Fd, buffer: Bytes, count: u64, offset: i64) -> SysResult {
+    let at = position(offset)?;
     let file = get(cx, fd)?;
-    written(cx, file.write_at(position(offset)?, &mut UserBuffer::new(Addr(buffer.0), count)))
+    written(cx, file.write_at(at, &mut UserBuffer::new(Addr(buffer.0), count)?))
 }
 
 /// readv(2).
@@ -66,14 +70,16 @@ pub fn writev(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64) -> SysResult {
 
 /// preadv(2); the offset's upper half is unused on 64-bit machines.
 pub fn preadv(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64) -> SysResult {
+    let at = position(offset)?;
     let file = get(cx, fd)?;
-    Ok(file.read_at(position(offset)?, &mut UserBuffer::from_iovec(iovec, count)?)? as u64)
+    Ok(file.read_at(at, &mut UserBuffer::from_iovec(iovec, count)?)? as u64)
 }
 
 /// pwritev(2).
 pub fn pwritev(cx: &mut Ctx<'_>, fd: Fd, iovec: Addr, count: u64, offset: i64) -> SysResult {
+    let at = position(offset)?;
     let file = get(cx, fd)?;
-    written(cx, file.write_at(position(offset)?, &mut UserBuffer::from_iovec(iovec, count)?))
+    written(cx, file.write_at(at, &mut UserBuffer::from_iovec(iovec, count)?))
 }
 
 fn refuse_beyond(flags: RwFlags, known: u64) -> SysResult<()> {
@@ -143,6 +149,9 @@ pub fn copy_file_range(
     }
     let from = if input_at.is_null() { None } else { Some(position(input_at.read_u64()? as i64)?) };
     let to = if out_at.is_null() { None } else { Some(position(out_at.read_u64()? as i64)?) };
+    if overlaps(&source, from, &target, to, count)? {
+        return Err(EINVAL);
+    }
     let (moved, result) = copy(&source, from, &target, to, count);
     for (at, start) in [(input_at, from), (out_at, to)] {
         if let Some(start) = start {
@@ -150,6 +159,19 @@ pub fn copy_file_range(
         }
     }
     finish_copy(cx, moved, result)
+}
+
+/// A copy within one file must not read what it has written (copy_file_range(2)).
+fn overlaps(source: &OpenFile, from: Option<u64>, target: &OpenFile, to: Option<u64>, count: u64) -> SysResult<bool> {
+    let (one, other) = (source.metadata()?, target.metadata()?);
+    if (one.device, one.inode) != (other.device, other.inode) {
+        return Ok(false);
+    }
+    let from = from.unwrap_or_else(|| source.position());
+    let to = to.unwrap_or_else(|| target.position());
+    // As far as the copy goes: to the end of the file.
+    let count = count.min(one.size.saturating_sub(from));
+    Ok(from < to.saturating_add(count) && to < from.saturating_add(count))
 }
 
 /// Copies up to `count` bytes; None for a position means the file's own, which moves. The bytes
@@ -188,6 +210,11 @@ fn copy(
         from = from.map(|at| at + wrote as u64);
         to = to.map(|at| at + wrote as u64);
         moved += wrote;
+        rt().preemption_point();
+        if rt().current().is_interrupted() && wrote == read {
+            // What has moved counts; the signal comes first.
+            break;
+        }
         if wrote < read {
             // What was read too much goes back, if the file has its own position.
             if from.is_none() {

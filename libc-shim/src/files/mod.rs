@@ -7,6 +7,7 @@ use alloc::{sync::Arc, vec::Vec};
 
 use fs::{
     Location, OpenFile,
+    descriptor::Descriptor,
     vfs::{Base, Follow},
 };
 
@@ -33,13 +34,30 @@ pub mod unix;
 /// The open file of a descriptor.
 pub fn get(cx: &Ctx<'_>, fd: Fd) -> SysResult<Arc<OpenFile>> {
     let fd = u32::try_from(fd.0).map_err(|_| EBADF)?;
+    cx.program().files.lock().get(fd).map(|descriptor| descriptor.file().clone()).ok_or(EBADF)
+}
+
+/// The descriptor itself, to make another one of the same file.
+pub fn get_descriptor(cx: &Ctx<'_>, fd: Fd) -> SysResult<Descriptor> {
+    let fd = u32::try_from(fd.0).map_err(|_| EBADF)?;
     cx.program().files.lock().get(fd).cloned().ok_or(EBADF)
 }
 
 /// Puts a file at the lowest free descriptor.
 pub fn install(cx: &Ctx<'_>, file: Arc<OpenFile>, close_on_exec: bool) -> SysResult {
-    let placed = cx.program().files.lock().insert(file, close_on_exec, 0);
-    placed.map(u64::from).map_err(|_| EMFILE)
+    insert(cx, Descriptor::new(file), close_on_exec, 0)
+}
+
+/// Puts a descriptor at the lowest free number from `from` on.
+pub fn insert(cx: &Ctx<'_>, descriptor: Descriptor, close_on_exec: bool, from: u32) -> SysResult {
+    let placed = cx.program().files.lock().insert(descriptor, close_on_exec, from);
+    // What was refused is dropped here, without the table's lock.
+    placed.map(u64::from).map_err(|refused| refused.why.into())
+}
+
+/// EMFILE if there is no free descriptor: asked before a call has effects.
+pub fn need_room(cx: &Ctx<'_>) -> SysResult<()> {
+    if cx.program().files.lock().has_room() { Ok(()) } else { Err(EMFILE) }
 }
 
 /// The two locations that a walk starts from, held while it runs.

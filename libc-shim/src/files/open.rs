@@ -1,11 +1,14 @@
 //! Opening and closing.
 use fs::OpenFlags as FsFlags;
+use logic::fd_table::{Refused, TableError};
 
-use super::{Start, get, install, masked};
+use super::{Start, get, get_descriptor, insert, install, masked, need_room};
 use crate::{
     args::{Addr, DirFd, Fd, Mode, Path, flags::OpenFlags},
     call::Ctx,
     errno::{E2BIG, EBADF, EINVAL, SysResult},
+    program::Program,
+    threads::rest_is_zero,
 };
 
 /// open(2).
@@ -21,6 +24,8 @@ pub fn creat(cx: &mut Ctx<'_>, path: Path, mode: Mode) -> SysResult {
 /// openat(2).
 pub fn openat(cx: &mut Ctx<'_>, directory: DirFd, path: Path, flags: OpenFlags, mode: Mode) -> SysResult {
     let path = path.read()?;
+    // Before anything is created or cut short.
+    need_room(cx)?;
     let start = Start::of(cx, directory, &path)?;
     // Unknown bits are ignored, as open has always done.
     let wanted = FsFlags::from_bits_truncate(flags.0 as u32);
@@ -33,7 +38,7 @@ pub fn openat2(cx: &mut Ctx<'_>, directory: DirFd, path: Path, how: Addr, size: 
     if size < 24 {
         return Err(EINVAL);
     }
-    if size > 24 {
+    if size > 4096 || !rest_is_zero(how.0.wrapping_add(24), size - 24)? {
         return Err(E2BIG);
     }
     let flags = how.read_u64()?;
@@ -41,6 +46,9 @@ pub fn openat2(cx: &mut Ctx<'_>, directory: DirFd, path: Path, how: Addr, size: 
     let resolve = Addr(how.0 + 16).read_u64()?;
     // Here unknown flags are errors (openat2(2)).
     if FsFlags::from_bits(flags as u32).is_none() || flags >> 32 != 0 || mode & !0o7777 != 0 || resolve != 0 {
+        return Err(EINVAL);
+    }
+    if mode != 0 && flags & (OpenFlags::CREAT | OpenFlags::TMPFILE & !OpenFlags::DIRECTORY) == 0 {
         return Err(EINVAL);
     }
     openat(cx, directory, path, OpenFlags(flags), Mode(mode as u32))
@@ -65,20 +73,30 @@ pub fn close_range(cx: &mut Ctx<'_>, first: u32, last: u32, flags: u32) -> SysRe
     if first > last || flags & !(CLOEXEC | UNSHARE) != 0 {
         return Err(EINVAL);
     }
-    let mut files = cx.program().files.lock();
     if flags & CLOEXEC != 0 {
-        files.set_close_on_exec_range(first..=last);
-        return Ok(0);
+        cx.program().files.lock().set_close_on_exec_range(first..=last);
+    } else {
+        close_each(cx.program(), first, last);
     }
-    let removed = files.remove_range(first..=last);
-    drop(files);
-    drop(removed);
     Ok(0)
+}
+
+/// Closes what is open in the range, one by one: each file is dropped without the table's lock.
+pub fn close_each(program: &Program, first: u32, last: u32) {
+    let mut next = Some(first);
+    while let Some(from) = next {
+        let mut files = program.files.lock();
+        let fd = files.first_open(from..=last);
+        let removed = fd.and_then(|fd| files.remove(fd));
+        drop(files);
+        drop(removed);
+        next = fd.and_then(|fd| fd.checked_add(1));
+    }
 }
 
 /// dup(2).
 pub fn dup(cx: &mut Ctx<'_>, fd: Fd) -> SysResult {
-    install(cx, get(cx, fd)?, false)
+    insert(cx, get_descriptor(cx, fd)?, false, 0)
 }
 
 /// dup2(2).
@@ -99,9 +117,13 @@ pub fn dup3(cx: &mut Ctx<'_>, old: Fd, new: Fd, flags: OpenFlags) -> SysResult {
 }
 
 fn replace(cx: &Ctx<'_>, old: Fd, new: Fd, close_on_exec: bool) -> SysResult {
-    let file = get(cx, old)?;
     let target = u32::try_from(new.0).map_err(|_| EBADF)?;
-    let replaced = cx.program().files.lock().replace(target, file, close_on_exec);
-    drop(replaced.map_err(|_| EBADF)?);
+    let descriptor = get_descriptor(cx, old)?;
+    let replaced = cx.program().files.lock().replace(target, descriptor, close_on_exec);
+    match replaced {
+        Ok(replaced) => drop(replaced),
+        Err(Refused { why: TableError::LimitReached, .. }) => return Err(EBADF),
+        Err(Refused { why, .. }) => return Err(why.into()),
+    }
     Ok(u64::from(target))
 }

@@ -1,5 +1,6 @@
 //! Waiting for readiness: poll, ppoll, select, pselect6.
 use alloc::{sync::Arc, vec, vec::Vec};
+use core::cell::Cell;
 
 use fs::{OpenFile, Readiness};
 use rt::{
@@ -7,11 +8,11 @@ use rt::{
     task::{ParkMode, Parked},
 };
 
-use super::get;
+use super::{buffers::with_room, epoll::Epoll, get};
 use crate::{
     args::{Addr, Fd, TimespecIn, pair_bytes},
     call::Ctx,
-    errno::{EBADF, EINVAL, ERESTARTNOHAND, Errno, SysResult},
+    errno::{EBADF, EINVAL, ENOMEM, ERESTARTNOHAND, Errno, SysResult},
     signal::{calls::read_set, deliver::restore_saved_mask, wait::set_temporary_mask},
     time::{NS_PER_S, read_timespec, read_timeval},
 };
@@ -43,7 +44,8 @@ impl Watched {
 }
 
 /// Sleeps until `check` gives a value or the deadline passes (None). The task stands in the queues of
-/// all `files` while it checks, so no wake-up is lost.
+/// all `files` while it checks, and of what those of them watch that are epoll instances, so no wake-up
+/// is lost.
 pub fn wait_for<'a, T>(
     cx: &Ctx<'_>,
     files: impl Iterator<Item = &'a Arc<OpenFile>> + Clone,
@@ -58,12 +60,18 @@ pub fn wait_for<'a, T>(
     }
     loop {
         files.clone().for_each(|file| file.enlist(cx.task));
+        // After it stands in the instances' own queues: a change of their sets is not missed.
+        let mut watched = Vec::new();
+        files.clone().filter_map(|file| file.ops_as::<Epoll>()).for_each(|epoll| epoll.watched_files(&mut watched));
+        watched.iter().for_each(|file| file.enlist(cx.task));
         let found = check();
         let parked = match found {
             Some(_) => Parked::Woken,
             None => rt().park(deadline, ParkMode::Interruptible),
         };
         files.clone().for_each(|file| file.delist(cx.task));
+        watched.iter().for_each(|file| file.delist(cx.task));
+        drop(watched);
         if let Some(value) = found.or_else(&mut check) {
             return Ok(Some(value));
         }
@@ -76,13 +84,13 @@ pub fn wait_for<'a, T>(
 }
 
 /// poll(2).
-pub fn poll(cx: &mut Ctx<'_>, fds: Addr, count: u64, timeout_ms: i32) -> SysResult {
+pub fn poll(cx: &mut Ctx<'_>, fds: Addr, count: u32, timeout_ms: i32) -> SysResult {
     let deadline = u64::try_from(timeout_ms).ok().map(|ms| cx.deadline_after(ms * 1_000_000));
     poll_until(cx, fds, count, deadline)
 }
 
 /// ppoll(2). Linux writes the remaining time back; libc hides it.
-pub fn ppoll(cx: &mut Ctx<'_>, fds: Addr, count: u64, timeout: TimespecIn, mask: Addr, set_bytes: u64) -> SysResult {
+pub fn ppoll(cx: &mut Ctx<'_>, fds: Addr, count: u32, timeout: TimespecIn, mask: Addr, set_bytes: u64) -> SysResult {
     let deadline = optional_timespec(cx, timeout)?;
     with_mask(cx, mask, set_bytes, |cx| poll_until(cx, fds, count, deadline))
 }
@@ -114,43 +122,48 @@ pub fn with_mask(
     result
 }
 
-fn poll_until(cx: &mut Ctx<'_>, fds: Addr, count: u64, deadline: Option<u64>) -> SysResult {
-    const ENTRY: usize = 8;
-    if count > u64::from(cx.program().files.lock().limit()) {
+/// An entry of poll's table: its file, if it has one, and what was last seen of it.
+struct Entry {
+    watched: Option<Watched>,
+    revents: Cell<u16>,
+}
+
+impl Entry {
+    /// Looks again; true if there is something to report. What the call tells is what it saw when it
+    /// decided to return: it may be gone by then, but a call without a timeout never tells nothing.
+    fn is_ready(&self) -> bool {
+        if let Some(watched) = &self.watched {
+            self.revents.set(watched.ready() as u16);
+        }
+        self.revents.get() != 0
+    }
+}
+
+fn poll_until(cx: &mut Ctx<'_>, fds: Addr, count: u32, deadline: Option<u64>) -> SysResult {
+    const ENTRY_BYTES: u64 = 8;
+    if count > cx.program().files.lock().limit() {
         return Err(EINVAL);
     }
-    let mut table = vec![0u8; count as usize * ENTRY];
-    rt().user().read(&mut table, fds.0)?;
-    let mut watched: Vec<Option<Watched>> = Vec::with_capacity(count as usize);
-    let mut invalid = 0;
-    for entry in table.chunks_exact_mut(ENTRY) {
-        let fd = i32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-        let events = u32::from(u16::from_le_bytes([entry[4], entry[5]]));
-        entry[6..].fill(0);
-        watched.push(match get(cx, Fd(fd)) {
-            Ok(file) => Some(Watched { file, events }),
+    let mut entries: Vec<Entry> = with_room(count as usize)?;
+    for index in 0..u64::from(count) {
+        let bytes: [u8; 8] = Addr(fds.0.wrapping_add(index * ENTRY_BYTES)).read()?;
+        let fd = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let events = u32::from(u16::from_le_bytes([bytes[4], bytes[5]]));
+        entries.push(match get(cx, Fd(fd)) {
+            Ok(file) => Entry { watched: Some(Watched { file, events }), revents: Cell::new(0) },
             // Negative descriptors are left out silently, closed ones are reported.
-            Err(_) if fd < 0 => None,
-            Err(_) => {
-                entry[6..].copy_from_slice(&POLLNVAL.to_le_bytes());
-                invalid += 1;
-                None
-            }
+            Err(_) => Entry { watched: None, revents: Cell::new(if fd < 0 { 0 } else { POLLNVAL }) },
         });
     }
-    let ready = |watched: &[Option<Watched>]| watched.iter().flatten().filter(|w| w.ready() != 0).count();
-    let files = watched.iter().flatten().map(|w| &w.file);
-    let found = wait_for(cx, files, deadline, || match ready(&watched) {
-        0 if invalid == 0 => None,
-        found => Some(found),
-    })?;
-    for (entry, watched) in table.chunks_exact_mut(ENTRY).zip(&watched) {
-        if let Some(watched) = watched {
-            entry[6..].copy_from_slice(&(watched.ready() as u16).to_le_bytes());
-        }
+    let files = entries.iter().filter_map(|entry| Some(&entry.watched.as_ref()?.file));
+    let ready = || entries.iter().filter(|entry| entry.is_ready()).count();
+    let found = wait_for(cx, files, deadline, || Some(ready()).filter(|ready| *ready > 0))?;
+    for (index, entry) in entries.iter().enumerate() {
+        // This field alone: another thread may be changing the others for its next call.
+        const REVENTS_AT: u64 = 6;
+        Addr(fds.0 + index as u64 * ENTRY_BYTES + REVENTS_AT).write(&entry.revents.get().to_le_bytes())?;
     }
-    rt().user().write(fds.0, &table)?;
-    Ok(found.unwrap_or(0) as u64 + invalid)
+    Ok(found.unwrap_or(0) as u64)
 }
 
 /// select(2).
@@ -163,8 +176,10 @@ pub fn select(cx: &mut Ctx<'_>, count: i32, read: Addr, write: Addr, except: Add
         }
     };
     let result = select_until(cx, count, [read, write, except], deadline);
-    // Linux' select tells what is left of the timeout.
-    if let (Some(deadline), true) = (deadline, !matches!(result, Err(e) if e.is_restart())) {
+    // Linux' select tells what is left of the timeout, also when it was interrupted. If it is repeated,
+    // its first deadline stays.
+    let ended = !matches!(result, Err(e) if !e.is_restart());
+    if let (Some(deadline), true) = (deadline, ended) {
         let left = deadline.saturating_sub(rt().now_ns());
         timeout.write(&pair_bytes(left / NS_PER_S, left % NS_PER_S / 1000))?;
     }
@@ -197,8 +212,9 @@ const SELECT_EVENTS: [u32; 3] = [
 ];
 
 fn select_until(cx: &mut Ctx<'_>, count: i32, sets: [Addr; 3], deadline: Option<u64>) -> SysResult {
-    let limit = cx.program().files.lock().limit();
-    let count = u32::try_from(count).map_err(|_| EINVAL)?.min(limit) as usize;
+    // Bits beyond the table are not looked at, as on Linux.
+    let capacity = cx.program().files.lock().capacity();
+    let count = usize::try_from(count).map_err(|_| EINVAL)?.min(capacity);
     let bytes = count.div_ceil(64) * 8;
     let mut wanted: [Vec<u8>; 3] = Default::default();
     for (set, at) in wanted.iter_mut().zip(sets) {
@@ -213,23 +229,26 @@ fn select_until(cx: &mut Ctx<'_>, count: i32, sets: [Addr; 3], deadline: Option<
         for (which, events) in SELECT_EVENTS.iter().enumerate() {
             if has(&wanted[which], fd) {
                 let file = get(cx, Fd(fd as i32)).map_err(|_| EBADF)?;
+                watched.try_reserve(1).map_err(|_| ENOMEM)?;
                 watched.push((fd, which, Watched { file, events: *events }));
             }
         }
     }
     let is_ready = |w: &(usize, usize, Watched)| w.2.ready() & SELECT_EVENTS[w.1] != 0;
     let files = watched.iter().map(|w| &w.2.file);
-    wait_for(cx, files, deadline, || watched.iter().any(is_ready).then_some(()))?;
-    let mut found = 0;
     let mut results: [Vec<u8>; 3] = [vec![0; bytes], vec![0; bytes], vec![0; bytes]];
-    for entry in watched.iter().filter(|w| is_ready(w)) {
-        results[entry.1][entry.0 / 8] |= 1 << (entry.0 % 8);
-        found += 1;
-    }
+    let found = wait_for(cx, files, deadline, || {
+        let mut found = 0;
+        for entry in watched.iter().filter(|w| is_ready(w)) {
+            results[entry.1][entry.0 / 8] |= 1 << (entry.0 % 8);
+            found += 1;
+        }
+        (found > 0).then_some(found)
+    })?;
     for (set, at) in results.iter().zip(sets) {
         if !at.is_null() {
             rt().user().write(at.0, set)?;
         }
     }
-    Ok(found)
+    Ok(found.unwrap_or(0))
 }

@@ -98,10 +98,10 @@ pub fn newfstatat(cx: &mut Ctx<'_>, directory: DirFd, path: Path, out: Addr, fla
 }
 
 /// statx(2).
-pub fn statx(cx: &mut Ctx<'_>, directory: DirFd, path: Path, flags: AtFlags, _mask: StatxMask, out: Addr) -> SysResult {
+pub fn statx(cx: &mut Ctx<'_>, directory: DirFd, path: Path, flags: AtFlags, mask: StatxMask, out: Addr) -> SysResult {
     let sync = AtFlags::STATX_DONT_SYNC | AtFlags::STATX_FORCE_SYNC;
     let known = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | sync;
-    if flags.0 & !known != 0 || flags.has(sync) {
+    if flags.0 & !known != 0 || flags.has(sync) || mask.has(StatxMask::RESERVED) {
         return Err(EINVAL);
     }
     let follow = follow_unless(flags.has(AtFlags::SYMLINK_NOFOLLOW));
@@ -147,13 +147,13 @@ pub fn faccessat2(cx: &mut Ctx<'_>, directory: DirFd, path: Path, mode: AccessMo
 }
 
 /// readlink(2).
-pub fn readlink(cx: &mut Ctx<'_>, path: Path, out: Addr, size: u64) -> SysResult {
+pub fn readlink(cx: &mut Ctx<'_>, path: Path, out: Addr, size: i32) -> SysResult {
     readlinkat(cx, DirFd::CWD, path, out, size)
 }
 
 /// readlinkat(2).
-pub fn readlinkat(cx: &mut Ctx<'_>, directory: DirFd, path: Path, out: Addr, size: u64) -> SysResult {
-    if size as i64 <= 0 {
+pub fn readlinkat(cx: &mut Ctx<'_>, directory: DirFd, path: Path, out: Addr, size: i32) -> SysResult {
+    if size <= 0 {
         return Err(EINVAL);
     }
     let location = resolve(cx, directory, path, Follow::No, directory != DirFd::CWD)?;
@@ -199,7 +199,7 @@ pub fn fstatfs(cx: &mut Ctx<'_>, fd: Fd, out: Addr) -> SysResult {
 }
 
 /// getdents64(2). Entries are gathered first, since the listing may run under the directory's lock.
-pub fn getdents64(cx: &mut Ctx<'_>, fd: Fd, out: Addr, size: u64) -> SysResult {
+pub fn getdents64(cx: &mut Ctx<'_>, fd: Fd, out: Addr, size: u32) -> SysResult {
     const HEADER: usize = 19;
     let file = get(cx, fd)?;
     let limit = size.min(65536) as usize;

@@ -235,7 +235,7 @@ struct ProgramDirectory {
     tid: Option<u32>,
 }
 
-type Text = fn(&Program) -> String;
+type Text = fn(&Program) -> FsResult<String>;
 type Raw = fn(&Program) -> Vec<u8>;
 
 /// The entries that are plain text of the program.
@@ -246,7 +246,7 @@ const TEXTS: &[(&str, Text)] = &[
     ("statm", process::statm),
     ("limits", process::limits),
     ("cgroup", process::cgroup),
-    ("oom_score", |_| String::from("0\n")),
+    ("oom_score", |_| Ok(String::from("0\n"))),
 ];
 
 /// Those that are bytes.
@@ -378,7 +378,7 @@ impl Entries for ProgramDirectory {
     fn find(&self, name: &[u8]) -> FsResult<Entry> {
         let program = self.program.clone();
         if let Some((_, text)) = TEXTS.iter().find(|(known, _)| known.as_bytes() == name) {
-            return Ok(file(move || Ok(text(&program).into_bytes())));
+            return Ok(file(move || Ok(text(&program)?.into_bytes())));
         }
         if let Some((_, raw)) = RAWS.iter().find(|(known, _)| known.as_bytes() == name) {
             return Ok(file(move || Ok(raw(&program))));
@@ -432,7 +432,7 @@ impl Entries for Descriptors {
             return Err(FsError::NotFound);
         }
         Ok(pseudo::link(move || {
-            let file = program.files.lock().get(fd).cloned().ok_or(FsError::NotFound)?;
+            let file = program.files.lock().get(fd).map(|d| d.file().clone()).ok_or(FsError::NotFound)?;
             Ok(LinkTarget::Object(Location::of_file(&file)))
         }))
     }

@@ -2,7 +2,7 @@
 use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
 
-use fs::Location;
+use fs::{FsError, Location, error::FsResult};
 use rt::{
     rt,
     space::{FileMapping, Footprint, Prot},
@@ -32,9 +32,27 @@ struct Mapping {
     huge: Option<bool>,
 }
 
-fn mappings(program: &Program) -> Vec<Mapping> {
+/// Text of a length that the program decides, by how many mappings it makes: what the heap does not give
+/// in one piece is ENOMEM for the reader.
+#[derive(Default)]
+struct Text(String);
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.0.try_reserve(text.len()).map_err(|_| core::fmt::Error)?;
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+fn mappings(program: &Program) -> FsResult<Vec<Mapping>> {
     let mut out = Vec::new();
+    let mut complete = true;
     rt().address_space().regions(program.owner, &mut |r| {
+        complete &= out.try_reserve(1).is_ok();
+        if !complete {
+            return;
+        }
         out.push(Mapping {
             start: r.start,
             end: r.end,
@@ -46,17 +64,17 @@ fn mappings(program: &Program) -> Vec<Mapping> {
             huge: r.huge,
         });
     });
-    out
+    if complete { Ok(out) } else { Err(FsError::OutOfMemory) }
 }
 
-fn print_mapping(out: &mut String, m: &Mapping) {
+fn print_mapping(out: &mut Text, m: &Mapping) -> core::fmt::Result {
     let flag = |bit, letter| if m.prot.contains(bit) { letter } else { '-' };
     let (offset, (major, minor, inode)) = match &m.file {
         Some(file) => (file.first_page * PAGE, file.pager.identity()),
         None => (0, (0, 0, 0)),
     };
-    let from = out.len();
-    let _ = write!(
+    let from = out.0.len();
+    write!(
         out,
         "{:08x}-{:08x} {}{}{}{} {offset:08x} {major:02x}:{minor:02x} {inode} ",
         m.start,
@@ -65,7 +83,7 @@ fn print_mapping(out: &mut String, m: &Mapping) {
         flag(Prot::WRITE, 'w'),
         flag(Prot::EXEC, 'x'),
         if m.shared { 's' } else { 'p' },
-    );
+    )?;
     let path = match (&m.file, m.label) {
         (Some(file), _) => file.pager.path(),
         (None, Some(label)) => String::from(label),
@@ -73,24 +91,22 @@ fn print_mapping(out: &mut String, m: &Mapping) {
     };
     if !path.is_empty() {
         // Linux pads the path to column 73.
-        while out.len() - from < 73 {
-            out.push(' ');
-        }
-        out.push_str(&path);
+        let padding = 73usize.saturating_sub(out.0.len() - from);
+        write!(out, "{:padding$}{path}", "")?;
     }
-    out.push('\n');
+    out.write_char('\n')
 }
 
-pub fn maps(program: &Program) -> String {
-    let mut out = String::new();
-    for mapping in mappings(program) {
-        print_mapping(&mut out, &mapping);
+pub fn maps(program: &Program) -> FsResult<String> {
+    let mut out = Text::default();
+    for mapping in mappings(program)? {
+        print_mapping(&mut out, &mapping).map_err(|_| FsError::OutOfMemory)?;
     }
-    out
+    Ok(out.0)
 }
 
 /// Which pages are shared is not known here: Pss is Rss, and all is private.
-fn print_sizes(out: &mut String, resident: Footprint, anonymous_bytes: u64) {
+fn print_sizes(out: &mut Text, resident: Footprint, anonymous_bytes: u64) -> core::fmt::Result {
     for (name, bytes) in [
         ("Rss:", resident.resident_bytes),
         ("Pss:", resident.resident_bytes),
@@ -110,12 +126,13 @@ fn print_sizes(out: &mut String, resident: Footprint, anonymous_bytes: u64) {
         ("SwapPss:", 0),
         ("Locked:", 0),
     ] {
-        print_size(out, name, bytes);
+        print_size(out, name, bytes)?;
     }
+    Ok(())
 }
 
-fn print_size(out: &mut String, name: &str, bytes: u64) {
-    let _ = writeln!(out, "{name:<15} {:>8} kB", bytes >> 10);
+fn print_size(out: &mut Text, name: &str, bytes: u64) -> core::fmt::Result {
+    writeln!(out, "{name:<15} {:>8} kB", bytes >> 10)
 }
 
 fn footprint_of(program: &Program, m: &Mapping) -> (Footprint, u64) {
@@ -123,18 +140,22 @@ fn footprint_of(program: &Program, m: &Mapping) -> (Footprint, u64) {
     (footprint, if m.file.is_some() { 0 } else { footprint.resident_bytes })
 }
 
-pub fn smaps(program: &Program) -> String {
-    let mut out = String::new();
-    for mapping in mappings(program) {
-        print_mapping(&mut out, &mapping);
-        let (footprint, anonymous) = footprint_of(program, &mapping);
-        print_size(&mut out, "Size:", mapping.end - mapping.start);
-        print_size(&mut out, "KernelPageSize:", PAGE);
-        print_size(&mut out, "MMUPageSize:", PAGE);
-        print_sizes(&mut out, footprint, anonymous);
-        let _ = writeln!(out, "THPeligible:    {:>8}\nVmFlags:{}", u8::from(takes_huge(&mapping)), vm_flags(&mapping));
+pub fn smaps(program: &Program) -> FsResult<String> {
+    let mut out = Text::default();
+    for mapping in mappings(program)? {
+        print_details(&mut out, program, &mapping).map_err(|_| FsError::OutOfMemory)?;
     }
-    out
+    Ok(out.0)
+}
+
+fn print_details(out: &mut Text, program: &Program, mapping: &Mapping) -> core::fmt::Result {
+    print_mapping(out, mapping)?;
+    let (footprint, anonymous) = footprint_of(program, mapping);
+    print_size(out, "Size:", mapping.end - mapping.start)?;
+    print_size(out, "KernelPageSize:", PAGE)?;
+    print_size(out, "MMUPageSize:", PAGE)?;
+    print_sizes(out, footprint, anonymous)?;
+    writeln!(out, "THPeligible:    {:>8}\nVmFlags:{}", u8::from(takes_huge(mapping)), vm_flags(mapping))
 }
 
 /// True if a huge page may come into the mapping.
@@ -164,8 +185,8 @@ fn vm_flags(m: &Mapping) -> String {
     out
 }
 
-pub fn smaps_rollup(program: &Program) -> String {
-    let all = mappings(program);
+pub fn smaps_rollup(program: &Program) -> FsResult<String> {
+    let all = mappings(program)?;
     let (mut sum, mut anonymous) = (Footprint::default(), 0);
     for mapping in &all {
         let (footprint, anonymous_here) = footprint_of(program, mapping);
@@ -175,9 +196,9 @@ pub fn smaps_rollup(program: &Program) -> String {
     }
     let start = all.first().map_or(0, |m| m.start);
     let end = all.last().map_or(0, |m| m.end);
-    let mut out = format!("{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]\n");
-    print_sizes(&mut out, sum, anonymous);
-    out
+    let mut out = Text(format!("{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]\n"));
+    print_sizes(&mut out, sum, anonymous).map_err(|_| FsError::OutOfMemory)?;
+    Ok(out.0)
 }
 
 /// CPU time, start and state of one thread, or of a whole program.
@@ -230,12 +251,12 @@ pub fn thread_stat(program: &Program, task: &TaskRef, thread: &Thread) -> String
     stat_line(program, thread.tid(), &thread.name_string(), &times)
 }
 
-pub fn statm(program: &Program) -> String {
+pub fn statm(program: &Program) -> FsResult<String> {
     let footprint = rt().address_space().footprint(program.owner);
     let image = program.image.lock().clone();
     let text = (image.code.1 - image.code.0).div_ceil(PAGE);
     let data = (image.data.1 - image.data.0).div_ceil(PAGE);
-    format!("{} {} 0 {text} 0 {data} 0\n", footprint.mapped_bytes / PAGE, footprint.resident_bytes / PAGE)
+    Ok(format!("{} {} 0 {text} 0 {data} 0\n", footprint.mapped_bytes / PAGE, footprint.resident_bytes / PAGE))
 }
 
 /// Ignored and caught signals of a program.
@@ -256,15 +277,15 @@ fn signal_sets(program: &Program) -> (SigSet, SigSet) {
 pub fn status(program: &Program, thread: Option<&Thread>) -> String {
     let footprint = rt().address_space().footprint(program.owner);
     let (mut stack, mut code) = (0, 0);
-    for mapping in mappings(program) {
-        let len = mapping.end - mapping.start;
-        if mapping.label == Some("[stack]") {
+    rt().address_space().regions(program.owner, &mut |region| {
+        let len = region.end - region.start;
+        if region.label == Some("[stack]") {
             stack += len;
         }
-        if mapping.prot.contains(Prot::EXEC) {
+        if region.prot.contains(Prot::EXEC) {
             code += len;
         }
-    }
+    });
     let (ignored, caught) = signal_sets(program);
     let (pending, blocked) = match thread {
         Some(thread) => {
@@ -340,7 +361,7 @@ pub fn exe(program: &Program) -> Option<Location> {
     program.image.lock().exe.clone()
 }
 
-pub fn limits(program: &Program) -> String {
+pub fn limits(program: &Program) -> FsResult<String> {
     const ROWS: [(&str, &str); 16] = [
         ("Max cpu time", "seconds"),
         ("Max file size", "bytes"),
@@ -367,7 +388,7 @@ pub fn limits(program: &Program) -> String {
             let _ = writeln!(out, "{name:<25} {:<20} {:<20} {unit:<10}", shown(soft), shown(hard));
         }
     }
-    out
+    Ok(out)
 }
 
 pub fn mountinfo(program: &Program) -> Vec<u8> {
@@ -406,6 +427,6 @@ fn escaped(path: &[u8]) -> Vec<u8> {
     out
 }
 
-pub fn cgroup(_program: &Program) -> String {
-    String::from("0::/\n")
+pub fn cgroup(_program: &Program) -> FsResult<String> {
+    Ok(String::from("0::/\n"))
 }

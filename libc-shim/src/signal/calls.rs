@@ -16,7 +16,7 @@ use crate::{
         names::{MaskHow, Signal},
     },
     call::Ctx,
-    errno::{EFAULT, EINVAL, ENOMEM, EPERM, ESRCH, SysResult},
+    errno::{EFAULT, EINVAL, EPERM, ESRCH, SysResult},
     program, thread,
     thread::Thread,
 };
@@ -42,11 +42,11 @@ fn checked(signal: Signal) -> SysResult<u32> {
 /// rt_sigaction(2).
 pub fn rt_sigaction(cx: &mut Ctx<'_>, signal: Signal, new: Addr, old: Addr, set_bytes: u64) -> SysResult {
     check_set_bytes(set_bytes)?;
-    let signal = checked(signal)?;
     let wanted = match new.is_null() {
         true => None,
         false => Some(Action::from_bytes(&new.read()?)),
     };
+    let signal = checked(signal)?;
     if wanted.is_some() && SigSet::UNBLOCKABLE.has(signal) {
         return Err(EINVAL);
     }
@@ -117,26 +117,14 @@ pub fn rt_sigpending(cx: &mut Ctx<'_>, set: Addr, set_bytes: u64) -> SysResult {
 
 /// sigaltstack(2).
 pub fn sigaltstack(cx: &mut Ctx<'_>, new: Addr, old: Addr) -> SysResult {
-    /// AT_MINSIGSTKSZ is larger, but this is what Linux checks.
-    const MINSIGSTKSZ: u64 = 2048;
     let before = cx.thread.signals.lock().alt_stack;
     let before_bytes = frame::stack_bytes(&before, cx.frame.rsp);
     if !new.is_null() {
-        let bytes: [u8; 24] = new.read()?;
-        let flags = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-        let (base, size) = (Addr(new.0).read_u64()?, Addr(new.0 + 16).read_u64()?);
+        let (base, flags, size) = frame::stack_fields(&new.read()?);
         if before.size != 0 && before.contains(cx.frame.rsp) {
             return Err(EPERM);
         }
-        let autodisarm = flags & 1 << 31 != 0;
-        let wanted = match flags & 0x7fff_ffff {
-            // SS_ONSTACK is taken as 0, as Linux does.
-            0 | 1 if size < MINSIGSTKSZ => return Err(ENOMEM),
-            0 | 1 if base.checked_add(size).is_none() => return Err(EFAULT),
-            0 | 1 => AltStack { base, size, autodisarm },
-            2 => AltStack::default(),
-            _ => return Err(EINVAL),
-        };
+        let wanted = AltStack::from_parts(base, flags, size)?;
         cx.thread.signals.lock().alt_stack = wanted;
     }
     if !old.is_null() {
@@ -148,6 +136,7 @@ pub fn sigaltstack(cx: &mut Ctx<'_>, new: Addr, old: Addr) -> SysResult {
 /// rt_sigreturn(2): everything comes from the frame that the handler's return left at rsp.
 pub fn rt_sigreturn(cx: &mut Ctx<'_>) -> SysResult {
     // The restorer was reached by `ret`, which took pretcode off.
+    let frame_at = cx.frame.rsp;
     let Ok((registers, mask, alt_stack)) = read_frame(cx) else {
         send::force(cx.task, cx.thread, SigInfo::from_kernel(SIGSEGV));
         return Ok(cx.frame.rax);
@@ -157,13 +146,16 @@ pub fn rt_sigreturn(cx: &mut Ctx<'_>) -> SysResult {
     cx.frame.vector = TrapFrame::REPLACED;
     let mut state = cx.thread.signals.lock();
     state.mask = mask;
-    state.alt_stack = alt_stack;
+    // As Linux, which goes through sigaltstack here: not while the stack is in use, and only if valid.
+    if let Some(alt_stack) = alt_stack.filter(|_| !state.alt_stack.contains(frame_at)) {
+        state.alt_stack = alt_stack;
+    }
     drop(state);
     cx.thread.recheck_pending(cx.task);
     Ok(cx.frame.rax)
 }
 
-fn read_frame(cx: &mut Ctx<'_>) -> SysResult<(TrapFrame, SigSet, AltStack)> {
+fn read_frame(cx: &mut Ctx<'_>) -> SysResult<(TrapFrame, SigSet, Option<AltStack>)> {
     let bytes: [u8; UCONTEXT_BYTES] = Addr(cx.frame.rsp).read()?;
     let context = Context::from_ucontext(&bytes, cx.frame);
     let mut registers = context.registers;
@@ -188,10 +180,12 @@ fn read_frame(cx: &mut Ctx<'_>) -> SysResult<(TrapFrame, SigSet, AltStack)> {
     Ok((registers, context.mask, context.alt_stack))
 }
 
-/// kill(2). Process groups and sessions do not exist yet: 0 and negative pids mean the caller's own.
+/// kill(2). Process groups and sessions do not exist yet: each program is its own group.
 pub fn kill(cx: &mut Ctx<'_>, pid: i32, signal: Signal) -> SysResult {
     let target = match pid {
-        0 | -1 => cx.thread.program.clone(),
+        0 => cx.thread.program.clone(),
+        // All but the caller and the first program, which is ESRCH where there are no others (kill(2)).
+        -1 => return Err(ESRCH),
         _ => program::by_pid(pid.unsigned_abs()).ok_or(ESRCH)?,
     };
     if signal.0 == 0 {
@@ -216,10 +210,11 @@ pub fn tgkill(cx: &mut Ctx<'_>, pid: i32, tid: i32, signal: Signal) -> SysResult
 }
 
 fn send_to_tid(cx: &Ctx<'_>, pid: Option<u32>, tid: i32, signal: Signal) -> SysResult {
-    if tid <= 0 || !(0..=SIGNALS as i32).contains(&signal.0) {
+    if tid <= 0 {
         return Err(EINVAL);
     }
     let task = thread::by_tid(cx, tid as u32, pid).ok_or(ESRCH)?;
+    check_number(signal)?;
     if signal.0 != 0 {
         let info = SigInfo::from_sender(signal.0 as u32, SI_TKILL, cx.thread.program.pid);
         send::to_thread(&task, Thread::of(&task).ok_or(ESRCH)?, info)?;
@@ -229,8 +224,9 @@ fn send_to_tid(cx: &Ctx<'_>, pid: Option<u32>, tid: i32, signal: Signal) -> SysR
 
 /// rt_sigqueueinfo(2).
 pub fn rt_sigqueueinfo(cx: &mut Ctx<'_>, pid: i32, signal: Signal, info: Addr) -> SysResult {
+    let info = queued_info(cx, signal, info, pid)?;
     let target = u32::try_from(pid).ok().and_then(program::by_pid).ok_or(ESRCH)?;
-    let info = queued_info(cx, signal, info, target.pid)?;
+    check_number(signal)?;
     if signal.0 != 0 {
         send::to_program(&target, info)?;
     }
@@ -242,22 +238,26 @@ pub fn rt_tgsigqueueinfo(cx: &mut Ctx<'_>, pid: i32, tid: i32, signal: Signal, i
     if pid <= 0 || tid <= 0 {
         return Err(EINVAL);
     }
-    let info = queued_info(cx, signal, info, pid as u32)?;
+    let info = queued_info(cx, signal, info, pid)?;
     let task = thread::by_tid(cx, tid as u32, Some(pid as u32)).ok_or(ESRCH)?;
+    check_number(signal)?;
     if signal.0 != 0 {
         send::to_thread(&task, Thread::of(&task).ok_or(ESRCH)?, info)?;
     }
     Ok(0)
 }
 
-fn queued_info(cx: &Ctx<'_>, signal: Signal, at: Addr, pid: u32) -> SysResult<SigInfo> {
-    if !(0..=SIGNALS as i32).contains(&signal.0) {
-        return Err(EINVAL);
-    }
+/// A signal number of a call that sends: 0 only asks whether the target is there. Linux looks at it after
+/// it has found the target.
+fn check_number(signal: Signal) -> SysResult<()> {
+    if (0..=SIGNALS as i32).contains(&signal.0) { Ok(()) } else { Err(EINVAL) }
+}
+
+fn queued_info(cx: &Ctx<'_>, signal: Signal, at: Addr, pid: i32) -> SysResult<SigInfo> {
     let info = SigInfo::from_bytes(signal.0 as u32, &at.read()?);
     // Codes that say "from the kernel" or "from kill" may not be forged for another program.
     let forged = info.code >= 0 || info.code == SI_TKILL;
-    if forged && pid != cx.thread.program.pid {
+    if forged && pid != cx.thread.program.pid as i32 {
         return Err(EPERM);
     }
     Ok(info)

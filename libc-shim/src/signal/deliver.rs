@@ -57,7 +57,11 @@ pub fn deliver(cx: &mut Ctx<'_>, mut interrupted: Option<Errno>) -> bool {
                     settle_interrupted_call(cx.frame, code, &action);
                 }
                 if !enter_handler(cx, &info, &action) {
-                    send::force(cx.task, cx.thread, SigInfo::from_kernel(SIGSEGV));
+                    // If it is SIGSEGV's own frame that has no place, its handler would have none again.
+                    match info.signal {
+                        SIGSEGV => send::force_fatal(cx.task, cx.thread, SigInfo::from_kernel(SIGSEGV)),
+                        _ => send::force(cx.task, cx.thread, SigInfo::from_kernel(SIGSEGV)),
+                    }
                     continue;
                 }
                 handled = true;
@@ -66,6 +70,11 @@ pub fn deliver(cx: &mut Ctx<'_>, mut interrupted: Option<Errno>) -> bool {
     }
     if !handled {
         restore_saved_mask(cx);
+    }
+    if !cx.thread.program.pending_set().is_empty() {
+        // What is left is blocked here; this thread may have been the one that was chosen for it.
+        let blocked = cx.thread.signals.lock().mask;
+        send::hand_over(&cx.thread.program, cx.task, blocked);
     }
     handled
 }
@@ -105,8 +114,8 @@ fn settle_interrupted_call(frame: &mut TrapFrame, code: Errno, action: &Action) 
 
 /// Builds the frame and points the registers at the handler. False if the stack cannot take it.
 fn enter_handler(cx: &mut Ctx<'_>, info: &SigInfo, action: &Action) -> bool {
-    let mut state = cx.thread.signals.lock();
-    let mask_to_restore = state.saved_mask.take().unwrap_or(state.mask);
+    let state = cx.thread.signals.lock();
+    let mask_to_restore = state.saved_mask.unwrap_or(state.mask);
     let alt_stack = state.alt_stack;
     let blocked = if action.has(sa::NODEFER) { SigSet::EMPTY } else { SigSet::of(info.signal) };
     drop(state);
@@ -116,7 +125,7 @@ fn enter_handler(cx: &mut Ctx<'_>, info: &SigInfo, action: &Action) -> bool {
     frame::mark_vector_area(&mut vectors);
 
     let on_alt = action.has(sa::ONSTACK) && alt_stack.size != 0 && !alt_stack.contains(cx.frame.rsp);
-    let top = if on_alt { alt_stack.base + alt_stack.size } else { cx.frame.rsp.wrapping_sub(RED_ZONE) };
+    let top = if on_alt { alt_stack.base.wrapping_add(alt_stack.size) } else { cx.frame.rsp.wrapping_sub(RED_ZONE) };
     let vectors_at = top.wrapping_sub(frame::vector_area_bytes(&vectors) as u64) & !63;
     // At the handler's first instruction rsp + 8 is a multiple of 16, as after a call.
     let frame_at = (vectors_at.wrapping_sub(FRAME_BYTES as u64) & !15).wrapping_sub(8);
@@ -130,15 +139,19 @@ fn enter_handler(cx: &mut Ctx<'_>, info: &SigInfo, action: &Action) -> bool {
         registers,
         fault: cx.thread.fault_record(),
         mask: mask_to_restore,
-        alt_stack,
+        alt_stack: Some(alt_stack),
         vectors: vectors_at,
         extended: vectors.len > 512,
     };
-    if action.handler >= CODE_END || write_frame(frame_at, &context, action.restorer, info, &vectors).is_err() {
+    if action.handler >= CODE_END
+        || !action.has(sa::RESTORER)
+        || write_frame(frame_at, &context, action.restorer, info, &vectors).is_err()
+    {
         return false;
     }
 
     let mut state = cx.thread.signals.lock();
+    state.saved_mask = None;
     state.mask = SigSet(state.mask.0 | action.mask.0).with(blocked).blockable();
     if alt_stack.autodisarm {
         state.alt_stack = super::AltStack::default();

@@ -55,8 +55,10 @@ fn exception(task: &dyn Task, frame: &TrapFrame, vector: u8) -> SigInfo {
         3 => SigInfo::from_kernel(SIGTRAP),
         6 => SigInfo::fault(SIGILL, ILL_ILLOPN, frame.rip),
         16 | 19 => SigInfo::fault(SIGFPE, float_code(task, frame, vector), frame.rip),
+        // #NP and #SS, the latter for an address off rsp or rbp that is not canonical.
+        11 | 12 => SigInfo { code: SI_KERNEL, ..SigInfo::fault(SIGBUS, SI_KERNEL, 0) },
         17 => SigInfo::fault(SIGBUS, BUS_ADRALN, 0),
-        // #GP, #SS, #NP, #OF, #BR: no address, by Linux' custom.
+        // #GP, #OF, #BR: no address, by Linux' custom.
         _ => SigInfo { code: SI_KERNEL, ..SigInfo::fault(SIGSEGV, SI_KERNEL, 0) },
     }
 }

@@ -40,7 +40,8 @@ pub struct Context {
     pub registers: TrapFrame,
     pub fault: FaultRecord,
     pub mask: SigSet,
-    pub alt_stack: AltStack,
+    /// None: the frame's is not one that sigaltstack(2) would take.
+    pub alt_stack: Option<AltStack>,
     /// Address of the vector-state area; 0 is none.
     pub vectors: u64,
     /// The area is a whole XSAVE image, not FXSAVE's only.
@@ -51,7 +52,7 @@ impl Context {
     fn ucontext(&self) -> [u8; UCONTEXT_BYTES] {
         let r = &self.registers;
         let flags = UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS | if self.extended { UC_FP_XSTATE } else { 0 };
-        let mut out = Fields::default().u64(flags).u64(0).put(&stack_bytes(&self.alt_stack, r.rsp));
+        let mut out = Fields::default().u64(flags).u64(0).put(&stack_bytes(&self.alt_stack.unwrap_or_default(), 0));
         for register in [
             r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx,
             r.rsp, r.rip, r.rflags,
@@ -127,21 +128,24 @@ pub fn sanitise_flags(wanted: u64, current: u64) -> u64 {
 pub fn stack_bytes(stack: &AltStack, rsp: u64) -> [u8; 24] {
     const SS_ONSTACK: u32 = 1;
     const SS_DISABLE: u32 = 2;
-    const SS_AUTODISARM: u32 = 1 << 31;
     let state = match stack.size {
         0 => SS_DISABLE,
         _ if stack.contains(rsp) => SS_ONSTACK,
         _ => 0,
     };
-    let flags = state | if stack.autodisarm { SS_AUTODISARM } else { 0 };
+    let flags = state | if stack.autodisarm { AltStack::AUTODISARM } else { 0 };
     Fields::default().u64(stack.base).u32(flags).skip(4).u64(stack.size).finish()
 }
 
-fn stack_from_bytes(bytes: &[u8]) -> AltStack {
+/// Base, flags and size of a `stack_t`.
+pub fn stack_fields(bytes: &[u8; 24]) -> (u64, u32, u64) {
     let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
-    let flags = word(8) as u32;
-    let size = if flags & 2 != 0 { 0 } else { word(16) };
-    AltStack { base: word(0), size, autodisarm: flags & 1 << 31 != 0 }
+    (word(0), word(8) as u32, word(16))
+}
+
+fn stack_from_bytes(bytes: &[u8]) -> Option<AltStack> {
+    let (base, flags, size) = stack_fields(bytes.try_into().ok()?);
+    AltStack::from_parts(base, flags, size).ok()
 }
 
 /// Bytes of the vector-state area in memory: the image, and behind an XSAVE image the second magic.
@@ -198,7 +202,7 @@ mod tests {
             registers,
             fault: FaultRecord { trap_number: 14, error: 6, cr2: 0xdead_b000 },
             mask: SigSet(0x55),
-            alt_stack: AltStack { base: 0x9000, size: 0x2000, autodisarm: false },
+            alt_stack: Some(AltStack { base: 0x9000, size: 0x2000, autodisarm: false }),
             vectors: 0x7000_0000,
             extended: true,
         }

@@ -11,9 +11,16 @@
 //! # Invariants
 //! A sender sets the pending bit before it looks at masks, and a thread changes its mask before it
 //! looks at the pending bits; so one of the two sees that the thread must be interrupted.
+//!
+//! A thread that was chosen for a program's signal, and then blocks it or ends, hands it over to another
+//! ([`send::hand_over`]).
 use alloc::collections::VecDeque;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::args::Fields;
+use crate::{
+    args::Fields,
+    errno::{EINVAL, ENOMEM, SysResult},
+};
 
 pub mod calls;
 pub mod deliver;
@@ -38,9 +45,13 @@ pub const SIGSTOP: u32 = 19;
 pub const SIGURG: u32 = 23;
 pub const SIGWINCH: u32 = 28;
 
+/// The first real-time signal, for the kernel (libc keeps some for itself).
+const SIGRTMIN: u32 = 32;
+
 /// `si_code` values (sigaction(2)).
 pub const SI_USER: i32 = 0;
 pub const SI_KERNEL: i32 = 0x80;
+pub const SI_TIMER: i32 = -2;
 pub const SI_TKILL: i32 = -6;
 
 /// A set of signals.
@@ -131,10 +142,14 @@ impl SigInfo {
 
 /// `sa_flags` (sigaction(2)).
 pub mod sa {
+    pub const RESTORER: u64 = 0x0400_0000;
     pub const ONSTACK: u64 = 0x0800_0000;
     pub const RESTART: u64 = 0x1000_0000;
     pub const NODEFER: u64 = 0x4000_0000;
     pub const RESETHAND: u64 = 0x8000_0000;
+    /// SA_NOCLDSTOP, SA_NOCLDWAIT, SA_SIGINFO and SA_EXPOSE_TAGBITS beside those above. Others are
+    /// cleared, so that programs can ask what is known (sigaction(2)).
+    pub const KNOWN: u64 = 1 | 2 | 4 | 0x800 | RESTORER | ONSTACK | RESTART | NODEFER | RESETHAND;
 }
 
 /// One entry of the action table: the kernel's `struct sigaction`.
@@ -162,7 +177,7 @@ impl Action {
 
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
         let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-        Self { handler: word(0), flags: word(8), restorer: word(16), mask: SigSet(word(24)).blockable() }
+        Self { handler: word(0), flags: word(8) & sa::KNOWN, restorer: word(16), mask: SigSet(word(24)).blockable() }
     }
 }
 
@@ -193,19 +208,21 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// RLIMIT_SIGPENDING's usual magnitude; more real-time signals are refused (EAGAIN).
-    const LIMIT: usize = 4096;
+    /// RLIMIT_SIGPENDING: more queued signals are refused (EAGAIN).
+    pub const LIMIT: usize = 4096;
 
     pub fn set(&self) -> SigSet {
         self.set
     }
 
-    /// False if the queue is full.
+    /// False if too many wait already: real-time signals only, of the others one always fits.
     pub fn add(&mut self, info: SigInfo) -> bool {
-        if info.signal < 32 && self.set.has(info.signal) {
-            return true;
-        }
-        if self.queue.len() >= Self::LIMIT {
+        if info.signal < SIGRTMIN {
+            if self.set.has(info.signal) {
+                return true;
+            }
+        } else if QUEUED.fetch_add(1, Ordering::Relaxed) >= Self::LIMIT {
+            QUEUED.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
         self.set = self.set.with(SigSet::of(info.signal));
@@ -218,6 +235,7 @@ impl Pending {
         let signal = SigSet(self.set.0 & wanted.0).first()?;
         let at = self.queue.iter().position(|info| info.signal == signal)?;
         let info = self.queue.remove(at)?;
+        uncount(&info);
         if !self.queue.iter().any(|other| other.signal == signal) {
             self.set = self.set.without(SigSet::of(signal));
         }
@@ -226,8 +244,41 @@ impl Pending {
 
     /// Drops all of one signal (it became ignored).
     pub fn forget(&mut self, signals: SigSet) {
-        self.queue.retain(|info| !signals.has(info.signal));
+        self.queue.retain(|info| {
+            let stays = !signals.has(info.signal);
+            if !stays {
+                uncount(info);
+            }
+            stays
+        });
         self.set = self.set.without(signals);
+    }
+
+    /// Counts `expirations` more of a timer whose signal waits still: it is not queued a second time
+    /// (timer_getoverrun(2)). False if none waits; the result is the new overrun otherwise.
+    pub fn merge_timer(&mut self, signal: u32, timer_id: i32, expirations: u64) -> Option<u64> {
+        let own = |info: &&mut SigInfo| {
+            info.signal == signal && info.code == SI_TIMER && info.fields[0] as u32 == timer_id as u32
+        };
+        let info = self.queue.iter_mut().find(own)?;
+        let overrun = ((info.fields[0] >> 32) + expirations).min(i32::MAX as u64);
+        info.fields[0] = u64::from(timer_id as u32) | overrun << 32;
+        Some(overrun)
+    }
+}
+
+/// Real-time signals that are queued, anywhere: as on Linux, the limit is the user's, who is one here.
+static QUEUED: AtomicUsize = AtomicUsize::new(0);
+
+fn uncount(info: &SigInfo) {
+    if info.signal >= SIGRTMIN {
+        QUEUED.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.queue.iter().for_each(uncount);
     }
 }
 
@@ -268,8 +319,31 @@ pub struct AltStack {
 }
 
 impl AltStack {
+    /// SS_AUTODISARM
+    pub const AUTODISARM: u32 = 1 << 31;
+
+    /// What sigaltstack(2) sets; the caller has checked that it may.
+    pub fn from_parts(base: u64, flags: u32, size: u64) -> SysResult<Self> {
+        /// AT_MINSIGSTKSZ is larger, but this is what Linux checks.
+        const MINSIGSTKSZ: u64 = 2048;
+        let autodisarm = flags & Self::AUTODISARM != 0;
+        match flags & !Self::AUTODISARM {
+            // SS_ONSTACK is taken as 0, as Linux does.
+            0 | 1 if size < MINSIGSTKSZ => Err(ENOMEM),
+            0 | 1 => Ok(Self { base, size, autodisarm }),
+            2 => Ok(Self { autodisarm, ..Self::default() }),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// The thread runs on it. A stack that disarms itself never counts as in use: while it is, it is
+    /// not set.
     pub fn contains(&self, rsp: u64) -> bool {
-        // As Linux: the stack grows down, so its top counts as on it and its base does not.
+        !self.autodisarm && self.spans(rsp)
+    }
+
+    /// As Linux: the stack grows down, so its top counts as on it and its base does not.
+    pub fn spans(&self, rsp: u64) -> bool {
         rsp > self.base && rsp - self.base <= self.size
     }
 }
@@ -300,6 +374,39 @@ mod tests {
             core::iter::from_fn(|| pending.take(SigSet(u64::MAX))).map(|info| info.signal).collect();
         assert_eq!(order, [SIGSEGV, 1, 40, 40]);
         assert!(pending.set().is_empty());
+    }
+
+    /// A flood of real-time signals must not keep out a fault's SIGSEGV.
+    #[test]
+    fn queues_are_limited_together_and_standard_signals_always_fit() {
+        let mut queues = [Pending::default(), Pending::default()];
+        let info = SigInfo::from_kernel(40);
+        let mut added = 0;
+        while added <= Pending::LIMIT && queues[added % 2].add(info) {
+            added += 1;
+        }
+        // Other tests may have a few in their queues.
+        assert!((Pending::LIMIT - 64..=Pending::LIMIT).contains(&added));
+        assert!(queues[0].add(SigInfo::from_kernel(SIGSEGV)));
+        assert_eq!(queues[0].take(SigSet(u64::MAX)).map(|info| info.signal), Some(SIGSEGV));
+        let [one, mut other] = queues;
+        drop(one);
+        assert!(other.add(info));
+        other.forget(SigSet::of(40));
+        assert!(other.set().is_empty());
+    }
+
+    #[test]
+    fn a_timers_signal_waits_once() {
+        let mut pending = Pending::default();
+        let timer = |id: u64| SigInfo { signal: 34, errno: 0, code: SI_TIMER, fields: [id, 7, 0, 0] };
+        assert_eq!(pending.merge_timer(34, 3, 1), None);
+        pending.add(timer(3));
+        assert_eq!(pending.merge_timer(34, 4, 1), None);
+        assert_eq!(pending.merge_timer(34, 3, 2), Some(2));
+        assert_eq!(pending.merge_timer(34, 3, u64::from(u32::MAX)), Some(i32::MAX as u64));
+        assert_eq!(pending.take(SigSet(u64::MAX)).map(|info| info.fields[0]), Some(3 | (i32::MAX as u64) << 32));
+        assert!(pending.take(SigSet(u64::MAX)).is_none());
     }
 
     #[test]

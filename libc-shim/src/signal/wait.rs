@@ -5,7 +5,7 @@ use rt::{
     task::{ParkMode, Parked},
 };
 
-use super::{SigInfo, SigSet, calls::read_set};
+use super::{SigInfo, SigSet, calls::read_set, send};
 use crate::{
     args::{Addr, TimespecIn},
     call::Ctx,
@@ -64,6 +64,8 @@ pub fn rt_sigtimedwait(cx: &mut Ctx<'_>, set: Addr, info: Addr, timeout: Timespe
     };
     cx.thread.signals.lock().waited_for = SigSet::EMPTY;
     cx.thread.recheck_pending(cx.task);
+    let blocked = cx.thread.signals.lock().mask;
+    send::hand_over(&cx.thread.program, cx.task, blocked);
     if cx.thread.program.ending().is_some() {
         cx.task.interrupt();
     }

@@ -53,6 +53,7 @@ pub const fn allocates(number: u16) -> bool {
             | 22
             | 25
             | 32
+            | 33
             | 53
             | 56
             | 82

@@ -4,7 +4,12 @@ use std::time::Duration;
 use rt::regs::TrapFrame;
 
 use super::{Caller, RIP, in_program, in_thread};
-use crate::signal::{SigInfo, send};
+use crate::{
+    call::{Ctx, Ending},
+    program::ExitStatus,
+    signal::{SIGSEGV, SigInfo, SigSet, deliver::deliver, send},
+    thread::Thread,
+};
 
 const HANDLER: u64 = 0x40_2000;
 const RESTORER: u64 = 0x40_3000;
@@ -14,9 +19,13 @@ const SIGUSR1: u64 = 10;
 const EINTR: i64 = -4;
 
 fn install(caller: &Caller, flags: u64) {
+    install_for(caller, SIGUSR1, flags);
+}
+
+fn install_for(caller: &Caller, signal: u64, flags: u64) {
     let action: Vec<u8> = [HANDLER, flags | SA_RESTORER, RESTORER, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
     let at = caller.write(2048, &action);
-    assert_eq!(caller.call(13, &[SIGUSR1, at, 0, 8]), 0);
+    assert_eq!(caller.call(13, &[signal, at, 0, 8]), 0);
 }
 
 #[test]
@@ -93,5 +102,52 @@ fn ignored_and_blocked_signals_interrupt_nothing() {
         assert_eq!(u64::from_le_bytes(caller.read(1024)), 1 << (SIGUSR1 - 1));
         // sigtimedwait takes it.
         assert_eq!(caller.call(128, &[set, 0, 0, 8]), SIGUSR1 as i64);
+    });
+}
+
+/// A handler whose frame has no place: SIGSEGV comes instead, and if that has none either, the end.
+#[test]
+fn a_stack_that_takes_no_frame_ends_the_program() {
+    const NOWHERE: u64 = 0x1_0000;
+    in_program(|caller| {
+        install(caller, 0);
+        install_for(caller, u64::from(SIGSEGV), 0);
+        let thread = Thread::of(&caller.task).unwrap();
+        let info = SigInfo::from_sender(SIGUSR1 as u32, 0, caller.program.pid);
+        send::to_thread(&caller.task, thread, info).unwrap();
+        let mut frame = TrapFrame { rsp: NOWHERE, ..caller.frame(39, &[]) };
+        let mut cx = Ctx::new(&caller.task, thread, &mut frame);
+        assert!(deliver(&mut cx, None));
+        assert_eq!(cx.ending, Some(Ending::Program(ExitStatus::Signal(SIGSEGV as u8))));
+    });
+}
+
+/// The thread that was chosen for a program's signal blocks it before it takes it, or ends.
+#[test]
+fn a_signal_that_its_thread_does_not_take_goes_to_another() {
+    in_program(|caller| {
+        install(caller, 0);
+        let thread = Thread::of(&caller.task).unwrap();
+        let (program, task) = (caller.program.clone(), caller.task.clone());
+        // The other thread is the later one on the list, and comes second.
+        let (ready, go) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let (tell_ready, wait_go) = (ready.0, go.1);
+        let other = in_thread(&program, move |other| {
+            tell_ready.send(other.task.clone()).unwrap();
+            wait_go.recv().unwrap();
+        });
+        let other_task = ready.1.recv().unwrap();
+        let info = SigInfo::from_sender(SIGUSR1 as u32, 0, program.pid);
+        send::to_program(&program, info).unwrap();
+        assert!(task.is_interrupted() && !other_task.is_interrupted());
+        thread.signals.lock().mask = SigSet::of(SIGUSR1 as u32);
+        let mut frame = caller.frame(39, &[]);
+        assert!(!deliver(&mut Ctx::new(&task, thread, &mut frame), None));
+        assert!(other_task.is_interrupted());
+        other_task.clear_interrupt();
+        send::hand_over(&program, &task, SigSet(u64::MAX));
+        assert!(other_task.is_interrupted());
+        go.0.send(()).unwrap();
+        other.recv().unwrap();
     });
 }

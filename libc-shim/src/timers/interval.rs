@@ -10,7 +10,7 @@ use crate::{
     errno::{EINVAL, SysResult},
     program::Program,
     signal::{SigInfo, send},
-    time::{NS_PER_S, read_timeval, timeval_bytes},
+    time::{NS_PER_S, read_strict_timeval, timeval_bytes},
 };
 
 const ITIMER_REAL: i32 = 0;
@@ -57,7 +57,7 @@ pub fn setitimer(cx: &mut Ctx<'_>, which: i32, new: Addr, old: Addr) -> SysResul
     }
     let wanted = match new.is_null() {
         true => Setting::default(),
-        false => Setting { interval_ns: read_timeval(new)?, value_ns: read_timeval(Addr(new.0 + 16))? },
+        false => Setting { interval_ns: read_strict_timeval(new)?, value_ns: read_strict_timeval(Addr(new.0 + 16))? },
     };
     let before = set(cx, wanted)?;
     if !old.is_null() {
@@ -76,8 +76,9 @@ pub fn getitimer(cx: &mut Ctx<'_>, which: i32, out: Addr) -> SysResult {
     Ok(0)
 }
 
-/// alarm(2): gives the seconds that were left, rounded up.
+/// alarm(2): gives the seconds that were left, rounded, but 1 for what is left of the last.
 pub fn alarm(cx: &mut Ctx<'_>, seconds: u32) -> SysResult {
     let before = set(cx, Setting { value_ns: u64::from(seconds) * NS_PER_S, interval_ns: 0 })?;
-    Ok(before.value_ns.div_ceil(NS_PER_S))
+    let rounded = (before.value_ns + NS_PER_S / 2) / NS_PER_S;
+    Ok(rounded.max(u64::from(before.value_ns > 0)))
 }

@@ -4,11 +4,12 @@
 //! until the earliest and calls [`Expire`] for those that are due. CPU clocks are not offered.
 //!
 //! # Locking
-//! `QUEUE` is a leaf spin lock; [`Expire::expired`] is called without it.
+//! `QUEUE` is a leaf spin lock; [`Expire::expired`] is called without it. Who arms or disarms an alarm
+//! that is just being told about waits until that is over, so that nothing of the old setting comes after
+//! the new one; so `expired` takes no lock that is held while alarms are set, and does not sleep.
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    vec::Vec,
 };
 
 use rt::{
@@ -29,7 +30,7 @@ pub mod timerfd;
 
 /// Told about expirations, on the alarm task.
 pub trait Expire: Send + Sync {
-    /// `count` periods have passed since the last call.
+    /// `count` periods have passed since the last call. Must not sleep.
     fn expired(&self, count: u64);
 }
 
@@ -46,6 +47,8 @@ struct Queue {
     by_deadline: BTreeSet<(u64, u64)>,
     next_id: u64,
     task: Option<TaskRef>,
+    /// The alarm whose [`Expire::expired`] runs now.
+    telling: Option<u64>,
 }
 
 static QUEUE: SpinLock<Option<Queue>> = SpinLock::new(None);
@@ -90,7 +93,7 @@ impl Alarm {
     }
 
     pub fn arm(&self, deadline_ns: u64, interval_ns: u64, expire: Arc<dyn Expire>) {
-        let (old, waker) = with_queue(|queue| {
+        let (old, waker) = self.when_quiet(|queue| {
             let old = queue.remove(self.id);
             queue.alarms.insert(self.id, Armed { deadline_ns, interval_ns, expire });
             queue.by_deadline.insert((deadline_ns, self.id));
@@ -104,8 +107,24 @@ impl Alarm {
     }
 
     pub fn disarm(&self) {
-        let old = with_queue(|queue| queue.remove(self.id));
+        let old = self.when_quiet(|queue| queue.remove(self.id));
         drop(old);
+    }
+
+    /// Runs `act` on the queue while nobody is being told about this alarm. The alarm task itself does
+    /// not wait: the last reference to a program, and with it to its alarms, may go there.
+    fn when_quiet<T>(&self, act: impl FnOnce(&mut Queue) -> T) -> T {
+        let own_id = rt().current().id();
+        loop {
+            let mut locked = QUEUE.lock();
+            let queue = locked.get_or_insert_with(Queue::default);
+            let by_alarm_task = queue.task.as_ref().is_some_and(|task| task.id() == own_id);
+            if queue.telling != Some(self.id) || by_alarm_task {
+                return act(queue);
+            }
+            drop(locked);
+            core::hint::spin_loop();
+        }
     }
 }
 
@@ -122,25 +141,22 @@ impl Queue {
         Some(armed)
     }
 
-    /// Takes what is due out, and puts what repeats back: receivers with their counts.
-    fn take_due(&mut self, now_ns: u64) -> Vec<(Arc<dyn Expire>, u64)> {
-        let mut due = Vec::new();
-        while let Some(&(deadline, id)) = self.by_deadline.first() {
-            if deadline > now_ns {
-                break;
-            }
-            let Some(armed) = self.remove(id) else { break };
-            if armed.interval_ns == 0 {
-                due.push((armed.expire, 1));
-                continue;
-            }
-            let count = 1 + (now_ns - deadline) / armed.interval_ns;
-            due.push((armed.expire.clone(), count));
-            let deadline_ns = deadline.saturating_add(count * armed.interval_ns);
-            self.by_deadline.insert((deadline_ns, id));
-            self.alarms.insert(id, Armed { deadline_ns, ..armed });
+    /// Takes the first out that is due, and puts it back if it repeats: its receiver, and the periods
+    /// that have passed. It counts as being told about until the next call.
+    fn take_due(&mut self, now_ns: u64) -> Option<(Arc<dyn Expire>, u64)> {
+        self.telling = None;
+        let &(deadline, id) = self.by_deadline.first().filter(|first| first.0 <= now_ns)?;
+        let armed = self.remove(id)?;
+        self.telling = Some(id);
+        if armed.interval_ns == 0 {
+            return Some((armed.expire, 1));
         }
-        due
+        let expire = armed.expire.clone();
+        let count = 1 + (now_ns - deadline) / armed.interval_ns;
+        let deadline_ns = deadline.saturating_add(count.saturating_mul(armed.interval_ns));
+        self.by_deadline.insert((deadline_ns, id));
+        self.alarms.insert(id, Armed { deadline_ns, ..armed });
+        Some((expire, count))
     }
 }
 
@@ -148,21 +164,22 @@ fn start_task() -> SysResult<()> {
     if with_queue(|queue| queue.task.is_some()) {
         return Ok(());
     }
-    let spec = TaskSpec::kernel("alarms", run);
-    let task = rt().spawn(spec).map_err(|_| EAGAIN)?;
-    with_queue(|queue| {
-        // Two may race here; the loser's task finds nothing that the other does not do as well.
-        queue.task.get_or_insert(task);
-    });
+    rt().spawn(TaskSpec::kernel("alarms", run)).map_err(|_| EAGAIN)?;
     Ok(())
 }
 
+/// The alarm task. It enters itself into the queue: an alarm that is armed before finds nobody to wake,
+/// and is found by the first look below.
 fn run(_: usize) {
+    let own = rt().current();
+    if with_queue(|queue| queue.task.get_or_insert_with(|| own.clone()).id() != own.id()) {
+        // Two were started at once, and one is enough.
+        return;
+    }
     loop {
         let now = rt().now_ns();
-        let due = with_queue(|queue| queue.take_due(now));
-        for (expire, count) in &due {
-            expire.expired(*count);
+        while let Some((expire, count)) = with_queue(|queue| queue.take_due(now)) {
+            expire.expired(count);
         }
         let next = with_queue(|queue| queue.by_deadline.first().map(|first| first.0));
         rt().park(next, ParkMode::Uninterruptible);
@@ -207,6 +224,8 @@ fn deadline(value_ns: u64, absolute: bool, realtime: bool) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     struct Nothing;
@@ -228,10 +247,13 @@ mod tests {
     #[test]
     fn what_repeats_counts_missed_periods_and_stays() {
         let mut queue = queue(&[(10, 0), (10, 5), (100, 0)]);
-        let counts: Vec<u64> = queue.take_due(22).into_iter().map(|(_, count)| count).collect();
+        let mut counts = Vec::new();
+        while let Some((_, count)) = queue.take_due(22) {
+            counts.push(count);
+        }
         assert_eq!(counts, [1, 3]);
         let left: Vec<_> = queue.by_deadline.iter().copied().collect();
         assert_eq!(left, [(25, 1), (100, 2)]);
-        assert!(queue.take_due(24).is_empty());
+        assert!(queue.take_due(24).is_none());
     }
 }

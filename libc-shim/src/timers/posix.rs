@@ -11,11 +11,10 @@ use crate::{
     call::Ctx,
     errno::{EAGAIN, EINVAL, SysResult},
     program::Program,
-    signal::{SigInfo, send},
+    signal::{SI_TIMER, SigInfo, send},
     thread::Thread,
 };
 
-const SI_TIMER: i32 = -2;
 const SIGEV_SIGNAL: i32 = 0;
 const SIGEV_NONE: i32 = 1;
 /// SIGEV_THREAD is libc's own; it reaches the kernel as this one's signal to a helper thread.
@@ -51,20 +50,22 @@ struct Notice {
 impl Expire for Notice {
     fn expired(&self, count: u64) {
         let overrun = (count - 1).min(i32::MAX as u64);
-        self.overrun.store(overrun, Ordering::Relaxed);
         let Some(program) = self.program.upgrade() else { return };
         // si_timerid and si_overrun, then si_value.
         let fields = [self.timer_id as u32 as u64 | overrun << 32, self.value, 0, 0];
         let info = SigInfo { signal: self.signal, errno: 0, code: SI_TIMER, fields };
-        // A full queue drops the signal, as RLIMIT_SIGPENDING does.
-        let _ = match self.kind {
-            SIGEV_SIGNAL => send::to_program(&program, info),
+        let sent = match self.kind {
+            SIGEV_SIGNAL => send::timer_to_program(&program, info),
             SIGEV_THREAD_ID => match program.thread(self.tid) {
-                Some(task) => Thread::of(&task).map_or(Ok(()), |thread| send::to_thread(&task, thread, info)),
-                None => Ok(()),
+                Some(task) => Thread::of(&task).map_or(Ok(0), |thread| send::timer_to_thread(&task, thread, info)),
+                None => Ok(0),
             },
-            _ => Ok(()),
+            _ => Ok(0),
         };
+        // Refused if too many signals wait, as by RLIMIT_SIGPENDING.
+        if let Ok(overrun) = sent {
+            self.overrun.store(overrun, Ordering::Relaxed);
+        }
     }
 }
 
@@ -107,12 +108,20 @@ pub fn timer_create(cx: &mut Ctx<'_>, clock: ClockId, event: Addr, out: Addr) ->
     });
     timers.timers.insert(id, PosixTimer { alarm, realtime, notice });
     drop(timers);
-    out.write(&id.to_le_bytes())?;
-    Ok(0)
+    let told = out.write(&id.to_le_bytes());
+    if told.is_err() {
+        // Nobody knows of it.
+        let gone = cx.program().timers.lock().timers.remove(&id);
+        drop(gone);
+    }
+    told.map(|()| 0)
 }
 
 /// timer_settime(2).
 pub fn timer_settime(cx: &mut Ctx<'_>, id: i32, flags: TimerFlags, new: Addr, old: Addr) -> SysResult {
+    if new.is_null() {
+        return Err(EINVAL);
+    }
     let wanted = read_itimerspec(new)?;
     let timers = cx.program().timers.lock();
     let timer = timers.timers.get(&id).ok_or(EINVAL)?;

@@ -82,6 +82,9 @@ pub fn timerfd_create(cx: &mut Ctx<'_>, clock: ClockId, flags: EventFlags) -> Sy
     if flags.0 & !(EventFlags::NONBLOCK | EventFlags::CLOEXEC) != 0 {
         return Err(EINVAL);
     }
+    if clock.0 == ClockId::TAI {
+        return Err(EINVAL);
+    }
     let realtime = is_realtime(clock).map_err(|_| EINVAL)?;
     let timer = TimerFd { alarm: Alarm::new()?, realtime, count: Arc::new(Count::default()) };
     let status = if flags.has(EventFlags::NONBLOCK) { FsFlags::NONBLOCK } else { FsFlags::empty() };
@@ -98,6 +101,7 @@ pub fn timerfd_settime(cx: &mut Ctx<'_>, fd: Fd, flags: TimerfdFlags, new: Addr,
     let file = get(cx, fd)?;
     let timer = file.ops_as::<TimerFd>().ok_or(EINVAL)?;
     let before = timer.alarm.setting();
+    // Afterwards nothing of the old setting is counted any more.
     timer.alarm.disarm();
     timer.count.expirations.store(0, Ordering::SeqCst);
     if wanted.value_ns != 0 {
