@@ -38,16 +38,17 @@ pub fn read_layout(file: &OpenFile) -> SysResult<(Header, Layout)> {
     Ok((header, layout))
 }
 
-/// Maps the file: a relocatable one from `base` on (aligned as it asks), a fixed one where it says.
-pub fn map_elf(owner: ProgramId, file: &Arc<OpenFile>, base: u64) -> SysResult<Loaded> {
+/// Maps the file: a relocatable one at `placement` (aligned as it asks), a fixed one where it says.
+pub fn map_elf(owner: ProgramId, file: &Arc<OpenFile>, placement: Placement) -> SysResult<Loaded> {
     let (header, layout) = read_layout(file)?;
-    let bias = match header.kind {
-        Kind::Relocatable => base.next_multiple_of(layout.align).wrapping_sub(layout.start() & !(layout.align - 1)),
-        Kind::Fixed => 0,
-    };
     let pager = file.pager().ok_or(ENOEXEC)?;
+    let (bias, place): (u64, fn(u64) -> Placement) = match header.kind {
+        Kind::Relocatable => (reserve(owner, &layout, placement)?, Placement::Fixed),
+        Kind::Fixed => (0, Placement::FixedNoReplace),
+    };
     for segment in &layout.segments {
-        map_segment(owner, segment, bias, |first_page| FileMapping { pager: pager.clone(), first_page })?;
+        let file = |first_page| FileMapping { pager: pager.clone(), first_page };
+        map_segment(owner, segment, bias, place, file)?;
     }
     let interpreter = match layout.interpreter {
         None => None,
@@ -78,7 +79,42 @@ pub fn map_elf(owner: ProgramId, file: &Arc<OpenFile>, base: u64) -> SysResult<L
     })
 }
 
-fn map_segment(owner: ProgramId, segment: &Segment, bias: u64, mapping: impl Fn(u64) -> FileMapping) -> SysResult<()> {
+/// Takes the addresses of all segments at once, so that no other program's mapping comes in between; the
+/// segments then replace parts of it. The result is what they are moved by.
+fn reserve(owner: ProgramId, layout: &Layout, placement: Placement) -> SysResult<u64> {
+    let space = rt().address_space();
+    let lowest = layout.start() & !(layout.align - 1);
+    let len = layout.end() - lowest;
+    // Larger alignments than a page's need room to move in.
+    let slack = layout.align - PAGE;
+    let request = MapRequest {
+        placement,
+        len: len.checked_add(slack).ok_or(ENOMEM)?,
+        prot: Prot::empty(),
+        file: None,
+        shared: false,
+        read_only: false,
+        no_reserve: true,
+        stack: false,
+        label: None,
+    };
+    let start = space.map(owner, request)?;
+    let base = start.next_multiple_of(layout.align);
+    for (from, to) in [(start, base + (layout.start() - lowest)), (base + len, start + len + slack)] {
+        if from < to {
+            space.unmap(owner, from, to - from)?;
+        }
+    }
+    Ok(base.wrapping_sub(lowest))
+}
+
+fn map_segment(
+    owner: ProgramId,
+    segment: &Segment,
+    bias: u64,
+    place: fn(u64) -> Placement,
+    mapping: impl Fn(u64) -> FileMapping,
+) -> SysResult<()> {
     let start = segment.page_start().wrapping_add(bias);
     let file_end = segment.file_page_end().wrapping_add(bias);
     let end = segment.page_end().wrapping_add(bias);
@@ -93,7 +129,7 @@ fn map_segment(owner: ProgramId, segment: &Segment, bias: u64, mapping: impl Fn(
     }
     if file_end > start {
         let file = mapping((segment.file_offset & !(PAGE - 1)) / PAGE);
-        map_at(owner, start, file_end - start, prot, Some(file))?;
+        map_at(owner, place(start), file_end - start, prot, Some(file))?;
     }
     // Where the file's bytes end within a page, the rest of that page is bss.
     let bytes_end = segment.address.wrapping_add(bias) + segment.file_len;
@@ -101,14 +137,14 @@ fn map_segment(owner: ProgramId, segment: &Segment, bias: u64, mapping: impl Fn(
         rt().user().zero(bytes_end, (file_end - bytes_end) as usize)?;
     }
     if end > file_end {
-        map_at(owner, file_end, end - file_end, prot, None)?;
+        map_at(owner, place(file_end), end - file_end, prot, None)?;
     }
     Ok(())
 }
 
-fn map_at(owner: ProgramId, start: u64, len: u64, prot: Prot, file: Option<FileMapping>) -> SysResult<()> {
+fn map_at(owner: ProgramId, placement: Placement, len: u64, prot: Prot, file: Option<FileMapping>) -> SysResult<()> {
     let request = MapRequest {
-        placement: Placement::FixedNoReplace(start),
+        placement,
         len,
         prot,
         file,
@@ -121,7 +157,7 @@ fn map_at(owner: ProgramId, start: u64, len: u64, prot: Prot, file: Option<FileM
     match rt().address_space().map(owner, request) {
         Ok(_) => Ok(()),
         Err(SpaceError::Exists) => {
-            log::error!("cannot load the program: {start:#x}, {len:#x} bytes, is in use by another");
+            log::error!("cannot load the program: {placement:x?}, {len:#x} bytes, is in use by another");
             Err(ENOMEM)
         }
         Err(error) => Err(error.into()),

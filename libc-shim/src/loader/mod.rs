@@ -8,11 +8,11 @@ use fs::{
     Location, OpenFile, OpenFlags, SliceSink,
     vfs::{Base, Follow},
 };
-use logic::elf::{self as format, ElfError, Kind};
+use logic::elf::{self as format, ElfError};
 use rt::{
     regs::TrapFrame,
     rt,
-    space::{MapRequest, Placement, ProgramId, Prot},
+    space::{Placement, ProgramId},
 };
 
 use crate::{
@@ -101,7 +101,7 @@ struct LoadElf {
 }
 
 fn load_elf(owner: ProgramId, base: &Base<'_>, what: LoadElf) -> SysResult<Ready> {
-    let program = map_elf(owner, &what.file, PIE_BASE + random_pages(PIE_RANDOM_PAGES))?;
+    let program = map_elf(owner, &what.file, Placement::Hint(PIE_BASE + random_pages(PIE_RANDOM_PAGES)))?;
     let interpreter = match &program.interpreter {
         None => None,
         Some(path) => {
@@ -155,30 +155,8 @@ fn load_elf(owner: ProgramId, base: &Base<'_>, what: LoadElf) -> SysResult<Ready
 
 /// The interpreter goes where mmap would put it.
 fn map_interpreter(owner: ProgramId, file: &Arc<OpenFile>) -> SysResult<Loaded> {
-    let (header, layout) = elf::read_layout(file).map_err(|_| ELIBBAD)?;
-    if header.kind == Kind::Fixed {
-        return map_elf(owner, file, 0);
-    }
-    let len = layout.end() - layout.start();
-    let space = rt().address_space();
-    // Reserved as a whole first; its segments then replace parts of it.
-    let start = space.map(owner, reservation(len + layout.align))?;
-    space.unmap(owner, start, len + layout.align)?;
-    map_elf(owner, file, start)
-}
-
-fn reservation(len: u64) -> MapRequest {
-    MapRequest {
-        placement: Placement::Anywhere,
-        len,
-        prot: Prot::empty(),
-        file: None,
-        shared: false,
-        read_only: false,
-        no_reserve: true,
-        stack: false,
-        label: None,
-    }
+    elf::read_layout(file).map_err(|_| ELIBBAD)?;
+    map_elf(owner, file, Placement::Anywhere)
 }
 
 /// Opens a file that is to be run, and checks that it may be.
