@@ -28,6 +28,7 @@ type Test = (&'static str, fn() -> Result<(), String>);
 const TIMING_TESTS: &[Test] = &[
     ("sleep-accuracy", tasks::sleep_accuracy),
     ("sleepers", tasks::sleepers),
+    ("timer-interrupts", tasks::timer_interrupts),
     ("preemption", preemption::preemption),
     ("fairness", preemption::fairness),
     ("late-comer", preemption::late_comer),

@@ -105,6 +105,30 @@ pub fn sleepers() -> Result<(), String> {
     check(!time::is_exact() || latest < MS, &format!("a sleep ended {latest} ns late"))
 }
 
+/// Each of many sleepers costs one interrupt, whichever others sleep beside it.
+pub fn timer_interrupts() -> Result<(), String> {
+    const COUNT: usize = 50;
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    static FROM_NS: AtomicU64 = AtomicU64::new(0);
+    fn one(number: usize) {
+        let deadline = FROM_NS.load(SeqCst) + number as u64 * MS / 5;
+        while tasks::park(Some(deadline), ParkMode::Uninterruptible) == Parked::Woken {}
+        DONE.fetch_add(1, SeqCst);
+    }
+    DONE.store(0, SeqCst);
+    tasks::current().set_affinity(1);
+    FROM_NS.store(time::now_ns() + 5 * MS, SeqCst);
+    let before = percpu::this_cpu().interrupts.load(SeqCst);
+    (0..COUNT).for_each(|number| drop(spawn(one, number, 1, 0)));
+    while DONE.load(SeqCst) < COUNT {
+        tasks::park(Some(time::now_ns() + 20 * MS), ParkMode::Uninterruptible);
+    }
+    let taken = percpu::this_cpu().interrupts.load(SeqCst) - before;
+    tasks::current().set_affinity(u64::MAX);
+    let what = format!("{taken} interrupts for {COUNT} sleepers");
+    check(!time::is_exact() || (taken as usize) < COUNT * 5 / 4, &what)
+}
+
 /// A thousand tasks that all live at once, wait for one event, sleep and end.
 pub fn thousand_tasks() -> Result<(), String> {
     const COUNT: usize = 1000;

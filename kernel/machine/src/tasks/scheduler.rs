@@ -502,8 +502,8 @@ pub fn exit() -> ! {
 pub fn timer_fired(now_ns: u64) {
     let cpu = this_cpu();
     let local = &cpu.scheduler;
-    local.armed.store(u64::MAX, Ordering::Relaxed);
-    local.armed_for_slice.store(false, Ordering::Relaxed);
+    // As if armed for the earliest of all times: not anew for each task that is woken here, but once, below.
+    local.armed.store(0, Ordering::Relaxed);
     while let Some(task) = local.with_timers(|timers| sleep::end_due_park(timers, now_ns)) {
         resume(task);
     }
@@ -516,6 +516,8 @@ pub fn timer_fired(now_ns: u64) {
     if let Some(helper) = helper {
         idle::offer(helper);
     }
+    local.armed.store(u64::MAX, Ordering::Relaxed);
+    local.armed_for_slice.store(false, Ordering::Relaxed);
     rearm(cpu, local, others);
 }
 
