@@ -19,6 +19,11 @@ pub fn add(suite: &mut Suite) {
     add_all(suite);
     add_timing(suite);
     add_clock(suite);
+    // What eight CPUs keep in their caches of frames is all that this test leaves.
+    suite.add(Slice::Default, "kernel/microvm/8-cpu/file-larger-than-memory", || {
+        let machine_type = MachineType::Microvm;
+        check(&Machine { machine_type, cpus: 8, ..named("file-larger-than-memory") })
+    });
 }
 
 /// Every test on every machine, with a disk.

@@ -24,6 +24,7 @@ use crate::{
 pub const VECTOR_TIMER: u8 = 0xef;
 pub const VECTOR_RESCHEDULE: u8 = 0xf0;
 pub const VECTOR_TLB: u8 = 0xf1;
+pub const VECTOR_FRAMES: u8 = 0xf2;
 pub const VECTOR_SPURIOUS: u8 = 0xff;
 
 static WINDOW: AtomicU64 = AtomicU64::new(0);

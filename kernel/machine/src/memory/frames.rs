@@ -24,6 +24,7 @@ use super::{
     zeroed,
 };
 use crate::cpu::{
+    apic,
     lock::{InterruptsOff, IrqSpin},
     percpu::{self, MAX_CPUS},
 };
@@ -46,6 +47,21 @@ struct FrameRecord {
 struct Cache {
     frames: [u64; CACHE],
     count: usize,
+}
+
+impl Cache {
+    fn pop(&mut self) -> Option<u64> {
+        self.count = self.count.checked_sub(1)?;
+        Some(self.frames[self.count])
+    }
+
+    /// Gives all but the first `keep` back.
+    fn shrink(&mut self, keep: usize) {
+        if let Some(buddy) = BUDDY.lock().as_mut() {
+            self.frames[keep..self.count].iter().for_each(|frame| buddy.free(frame / PAGE, 0));
+            self.count = keep;
+        }
+    }
 }
 
 /// What a frame is for. Frames of the kernel and of files live long and come one by one between those of
@@ -203,6 +219,17 @@ fn take_above(reserve: u64, kind: Kind, zeroed: bool) -> Result<u64, OutOfFrames
 }
 
 fn take_any(reserve: u64, kind: Kind) -> Result<u64, OutOfFrames> {
+    take_of(reserve, kind).or_else(|out| take_of_other_kinds(kind).ok_or(out))
+}
+
+/// Better than none: what this CPU keeps for something else. The kernel's own may come from its reserve.
+#[cold]
+fn take_of_other_kinds(kind: Kind) -> Option<u64> {
+    let others = [Kind::Application, Kind::File].into_iter().filter(|&other| other != kind);
+    others.filter_map(|other| with_cache(other, Cache::pop)).next()
+}
+
+fn take_of(reserve: u64, kind: Kind) -> Result<u64, OutOfFrames> {
     with_cache(kind, |cache| {
         if cache.count == 0 {
             let mut buddy = BUDDY.lock();
@@ -222,12 +249,41 @@ fn take_any(reserve: u64, kind: Kind) -> Result<u64, OutOfFrames> {
                 cache.count += 1 << order;
             }
         }
-        if cache.count == 0 {
-            return Err(OutOfFrames);
-        }
-        cache.count -= 1;
-        Ok(cache.frames[cache.count])
+        cache.pop().ok_or(OutOfFrames)
     })
+}
+
+/// CPUs that have been asked for what is in their caches, and have not given it back: bit i for CPU i.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+/// Has every CPU give back what is in its caches: on many CPUs that is more than a small machine can leave
+/// unused. True: there are frames for everybody now. In task context, without locks; one at a time.
+pub fn collect() -> bool {
+    shrink_own();
+    let me = percpu::this_cpu().index.get() as usize;
+    for index in (0..percpu::online_count()).filter(|&index| index != me) {
+        if let Some(other) = percpu::cpu(index) {
+            ASKED.fetch_or(1 << index, Ordering::SeqCst);
+            let _off = InterruptsOff::enter();
+            apic::send_ipi(other.apic_id.get(), apic::VECTOR_FRAMES);
+        }
+    }
+    while ASKED.load(Ordering::Acquire) != 0 {
+        core::hint::spin_loop();
+    }
+    BUDDY.lock().as_ref().is_some_and(|buddy| buddy.free_frames() > RESERVE.load(Ordering::Relaxed))
+}
+
+/// The calling CPU's answer to [`collect`], from its interrupt.
+pub fn answer() {
+    shrink_own();
+    ASKED.fetch_and(!(1 << percpu::this_cpu().index.get()), Ordering::Release);
+}
+
+fn shrink_own() {
+    [Kind::Application, Kind::File, Kind::Kernel]
+        .into_iter()
+        .for_each(|kind| with_cache(kind, |cache| cache.shrink(0)));
 }
 
 /// Bytes that only the kernel itself may take.
@@ -250,13 +306,7 @@ pub fn take_table() -> Option<u64> {
 fn give(frame: u64) {
     with_cache(Kind::Application, |cache| {
         if cache.count == CACHE {
-            let mut buddy = BUDDY.lock();
-            if let Some(buddy) = buddy.as_mut() {
-                for &frame in &cache.frames[CACHE_REFILL..] {
-                    buddy.free(frame / PAGE, 0);
-                }
-                cache.count = CACHE_REFILL;
-            }
+            cache.shrink(CACHE_REFILL);
         }
         cache.frames[cache.count] = frame;
         cache.count += 1;

@@ -59,5 +59,5 @@ fn ask_caches() -> bool {
     FREED.fetch_add(freed, Ordering::Relaxed);
     // The heap's frames count by what is left of them: the search for pages itself may take back the slab
     // that was just given, each time, and whoever waits for a frame would ask for ever.
-    freed > 0 || frames::totals().1 > free_before
+    freed > 0 || frames::totals().1 > free_before || frames::collect()
 }

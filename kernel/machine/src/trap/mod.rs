@@ -11,7 +11,7 @@ use x86_64::{instructions::interrupts, registers::control::Cr2};
 
 use crate::{
     cpu::{apic, irq, percpu::this_cpu},
-    memory::{fault, tlb},
+    memory::{fault, frames, tlb},
     panic, tasks, time,
 };
 
@@ -115,6 +115,10 @@ fn interrupt(vector: u8) {
         apic::VECTOR_TLB => {
             apic::end_of_interrupt();
             tlb::serve();
+        }
+        apic::VECTOR_FRAMES => {
+            apic::end_of_interrupt();
+            frames::answer();
         }
         // No end of interrupt for a spurious one (SDM 11.9).
         apic::VECTOR_SPURIOUS => {}
