@@ -11,10 +11,11 @@ use vmm::{ImageAs, Machine, MachineType, Outcome};
 
 use crate::{
     guest::{self, IMAGES, Run},
+    kernel,
     suite::{Slice, Suite, Verdict},
 };
 
-const LIMIT_S: u64 = 30;
+const LIMIT_S: u64 = 60;
 const MIB: u64 = 1 << 20;
 /// As after SIGKILL.
 const KILLED: u8 = 128 + 9;
@@ -120,11 +121,7 @@ fn network(machine_type: MachineType) -> Verdict {
         extra_arguments: arguments.map(str::to_owned).to_vec(),
         ..Machine::new(guest::KERNEL, boot)
     };
-    match guest::run(&machine) {
-        Ok(run) if run.exit_code() == Some(0) && run.report.tests.iter().all(|test| test.ok) => Verdict::Passed,
-        Ok(run) => run.fail(format!("{:?}, ended as {:?}", run.report.tests, run.report.outcome)),
-        Err(why) => Verdict::Failed(why),
-    }
+    kernel::check(&machine)
 }
 
 /// From a machine that does not even hold the kernel to one that runs the program: each ends with a line

@@ -8,6 +8,7 @@
 mod balloon;
 mod block;
 mod boot;
+mod command;
 mod conformance;
 mod devices;
 mod diagnosis;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     kernel::add(&mut suite);
     boot::add(&mut suite);
+    command::add(&mut suite);
     diagnosis::add(&mut suite);
     malformed::add(&mut suite);
     conformance::add(&mut suite);
@@ -58,6 +60,10 @@ fn main() -> ExitCode {
     if options.list {
         suite.list();
         return ExitCode::SUCCESS;
+    }
+    if suite.is_empty() {
+        eprintln!("error: no test of this slice has such a name\nhelp: vm-tests --full --list");
+        return ExitCode::from(2);
     }
     if suite.run() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -52,6 +52,10 @@ impl Suite {
         });
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.tests.is_empty()
+    }
+
     pub fn list(&self) {
         for test in &self.tests {
             println!("{} ({:?})", test.name, test.slice);
