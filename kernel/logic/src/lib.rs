@@ -13,6 +13,7 @@ pub mod atomic;
 pub mod buddy;
 pub mod clock;
 pub mod cmos_clock;
+pub mod counter_sync;
 pub mod cpuid;
 pub mod elf;
 pub mod erofs;

@@ -26,6 +26,7 @@ use crate::{
 
 mod pvclock;
 mod reference;
+pub mod sync;
 
 use reference::{ApicByPmTimer, ByApicTimer, ByPmTimer};
 
@@ -42,15 +43,16 @@ struct SharedScale {
     base_ticks: AtomicU64,
     base_ns: AtomicU64,
     ns_per_tick: AtomicU64,
-    /// The host's structure says the time; the scale is right for durations.
-    by_host: AtomicBool,
+    /// The counter alone does not say the time: the host's structure does, or the CPUs' counters differ. The
+    /// scale is right for durations.
+    indirect: AtomicBool,
 }
 
 impl SharedScale {
     const fn new() -> Self {
         let one = AtomicU64::new(1 << 32);
         let (base_ticks, base_ns) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { base_ticks, base_ns, ns_per_tick: one, by_host: AtomicBool::new(false) }
+        Self { base_ticks, base_ns, ns_per_tick: one, indirect: AtomicBool::new(false) }
     }
 
     #[inline]
@@ -63,8 +65,9 @@ impl SharedScale {
     }
 }
 
-/// Before [`init`]; the first; one by the ACPI timer, where the first is a guess; the refined one.
-static SCALES: [SharedScale; 4] = [const { SharedScale::new() }; 4];
+/// Before [`init`]; the first; one by the ACPI timer, where the first is a guess; the refined one; one for
+/// counters that differ.
+static SCALES: [SharedScale; 5] = [const { SharedScale::new() }; 5];
 static SCALES_USED: AtomicUsize = AtomicUsize::new(1);
 static CURRENT: AtomicPtr<SharedScale> = AtomicPtr::new((&raw const SCALES).cast_mut().cast());
 /// Ticks of the counter and of the APIC timer per nanosecond, 32.32 fixed point.
@@ -97,8 +100,8 @@ fn shared_scale() -> &'static SharedScale {
 #[inline]
 pub fn now_ns() -> u64 {
     let scale = shared_scale();
-    if scale.by_host.load(Ordering::Relaxed) {
-        return host_now_ns(scale);
+    if scale.indirect.load(Ordering::Relaxed) {
+        return indirect_now_ns(scale);
     }
     scale.get().ns(counter())
 }
@@ -107,24 +110,36 @@ pub fn now_ns() -> u64 {
 /// read. The processor may read the counter ahead of what stands before it.
 #[inline]
 pub fn now_ns_in_order() -> u64 {
+    fence();
+    now_ns()
+}
+
+/// [`counter`], read after everything before it.
+fn counter_in_order() -> u64 {
+    fence();
+    counter()
+}
+
+#[inline]
+fn fence() {
     // SAFETY: a fence touches no memory and no registers.
     unsafe { core::arch::asm!("lfence", options(nostack, preserves_flags)) };
-    now_ns()
 }
 
 /// The kernel is not preemptible, so counter and structure are one CPU's. Out of line, but not rare: it is
 /// every reading on KVM, unless the host shows an invariant counter.
 #[inline(never)]
-fn host_now_ns(scale: &SharedScale) -> u64 {
-    pvclock::now_ns(counter()).unwrap_or_else(|| scale.get().ns(counter()))
+fn indirect_now_ns(scale: &SharedScale) -> u64 {
+    let counter = counter();
+    pvclock::now_ns(counter).unwrap_or_else(|| sync::in_step(scale.get(), counter))
 }
 
-/// The time of an earlier value of the counter.
+/// The time of an earlier value of the calling CPU's counter.
 #[inline]
 pub fn ns_at(earlier: u64) -> u64 {
     let scale = shared_scale();
-    if scale.by_host.load(Ordering::Relaxed) {
-        return host_now_ns(scale).saturating_sub(ticks_to_ns(counter().wrapping_sub(earlier)));
+    if scale.indirect.load(Ordering::Relaxed) {
+        return indirect_now_ns(scale).saturating_sub(ticks_to_ns(counter().wrapping_sub(earlier)));
     }
     scale.get().ns(earlier)
 }
@@ -186,16 +201,27 @@ pub fn init_cpu() {
     pvclock::init_cpu();
 }
 
+/// The CPUs' counters were found to differ. A second measurement may come on another CPU than the first, so
+/// there is none. On the boot CPU.
+pub fn counters_differ() {
+    let scale = shared_scale();
+    *REFINEMENT.lock() = None;
+    REFINE_AT_NS.store(u64::MAX, Ordering::Relaxed);
+    if !scale.indirect.load(Ordering::Relaxed) {
+        publish(scale.get(), true);
+    }
+}
+
 fn set_apic_rate(hz: u64) {
     APIC_PER_NS.store(ticks_per_ns(hz), Ordering::Relaxed);
 }
 
-fn publish(scale: Scale, by_host: bool) {
+fn publish(scale: Scale, indirect: bool) {
     let Some(shared) = SCALES.get(SCALES_USED.fetch_add(1, Ordering::Relaxed)) else { return };
     shared.base_ticks.store(scale.base_ticks, Ordering::Relaxed);
     shared.base_ns.store(scale.base_ns, Ordering::Relaxed);
     shared.ns_per_tick.store(scale.ns_per_tick, Ordering::Relaxed);
-    shared.by_host.store(by_host, Ordering::Relaxed);
+    shared.indirect.store(indirect, Ordering::Relaxed);
     CURRENT.store(core::ptr::from_ref(shared).cast_mut(), Ordering::Release);
 }
 
@@ -203,7 +229,7 @@ fn publish(scale: Scale, by_host: bool) {
 fn change_rate(hz: u64) {
     let scale = shared_scale();
     TICKS_PER_NS.store(ticks_per_ns(hz), Ordering::Relaxed);
-    publish(scale.get().refined(counter(), hz), scale.by_host.load(Ordering::Relaxed));
+    publish(scale.get().refined(counter(), hz), scale.indirect.load(Ordering::Relaxed));
 }
 
 /// Measures the counter against the APIC timer, interrupts off.

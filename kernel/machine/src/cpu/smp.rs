@@ -115,6 +115,12 @@ fn start_one(apic_id: u32, index: u32) -> bool {
     let sent_ns = time::now_ns();
     let mut again = false;
     while percpu::online_count() == before {
+        if let Some(ticks) = time::sync::meet(index as usize) {
+            log::warn!(
+                "the time stamp counter of CPU {index} is {ticks} ticks behind: its offset is added from now on"
+            );
+            time::counters_differ();
+        }
         let waited_ns = time::now_ns() - sent_ns;
         if waited_ns > START_WAIT_NS {
             // It must not come later, when the trampoline's map is gone and its stack is another's.
@@ -142,6 +148,7 @@ extern "C" fn ap_start(start: *mut Start) -> ! {
     tables::load();
     apic::init();
     time::init_cpu();
+    time::sync::meet_boot_cpu();
     tlb::join();
     tasks::become_idle(start.cpu.stack_low.get(), start.cpu.stack_top.get());
     percpu::set_online();

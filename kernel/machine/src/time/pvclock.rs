@@ -64,6 +64,11 @@ pub fn init_cpu() {
     }
 }
 
+/// The host has the clock.
+pub fn is_there() -> bool {
+    MSRS.get().is_some()
+}
+
 /// What the host says about the calling CPU's counter, which must not change CPUs meanwhile.
 pub fn time() -> Option<Time> {
     MSRS.get()?;
