@@ -210,6 +210,9 @@ pub fn mremap(cx: &mut Ctx<'_>, old: Addr, old_len: u64, new_len: u64, flags: Re
     if flags.has(RemapFlags::DONTUNMAP) {
         return Err(EINVAL);
     }
+    if fixed && new.0 < MMAP_MIN_ADDR {
+        return Err(EPERM);
+    }
     let old_len = page_len(old_len).ok_or(EINVAL)?;
     let new_len = page_len(new_len).ok_or(ENOMEM)?;
     if old_len == 0 {

@@ -247,7 +247,9 @@ impl OpenFile {
         let mut position = self.position.lock();
         if self.flags().contains(OpenFlags::APPEND) {
             let (written, end) = self.ops.append(from, self.wait())?;
-            *position = end;
+            if written > 0 {
+                *position = end;
+            }
             return Ok(written);
         }
         let written = self.ops.write(*position, from, self.wait())?;

@@ -23,7 +23,7 @@ use core::{
 use rt::{
     page::{PAGE_SIZE, Page},
     space::ObjectId,
-    sync::{SpinLock, WaitQueue},
+    sync::{SpinGuard, SpinLock, WaitQueue},
     task::ParkMode,
 };
 
@@ -128,6 +128,34 @@ impl Slots {
         &mut chunk.slots[(index % CHUNK) as usize]
     }
 
+    /// Moves the pages of the range in its first chunk from `from` on to `gone`: their number, and the chunk
+    /// to go on with.
+    fn take_range(
+        &mut self,
+        from: u64,
+        range: &Range<u64>,
+        gone: &mut [Option<Page>; CHUNK as usize],
+    ) -> (u64, Option<u64>) {
+        let end = range.end.div_ceil(CHUNK).max(from);
+        let Some((&number, chunk)) = self.chunks.range_mut(from..end).next() else { return (0, None) };
+        let (mut count, mut clean) = (0, 0);
+        for (at, (slot, place)) in (number * CHUNK..).zip(chunk.slots.iter_mut().zip(gone)) {
+            if range.contains(&at) && matches!(slot, Slot::Ready { .. }) {
+                if let Slot::Ready { page, .. } = core::mem::replace(slot, Slot::Empty) {
+                    *place = Some(page);
+                }
+                count += 1;
+                clean += dirty::forget(&mut chunk.dirty, chunk.writing, at);
+            }
+        }
+        if chunk.is_empty() {
+            self.chunks.remove(&number);
+        }
+        self.count_out(count);
+        self.unwritten -= clean;
+        (count, Some(number + 1))
+    }
+
     fn is_empty_at(&self, index: u64) -> bool {
         matches!(self.get(index), None | Some(Slot::Empty))
     }
@@ -203,6 +231,8 @@ pub struct FilePages {
     loaded: WaitQueue,
     /// Woken when pages stop being written.
     written: WaitQueue,
+    /// Calls of [`FilePages::remove`], or more; grows under the lock of `slots`.
+    removals: AtomicU64,
     object: ObjectId,
 }
 
@@ -210,7 +240,8 @@ impl FilePages {
     pub fn new() -> Arc<Self> {
         let slots = SpinLock::new(Slots::default());
         let object = ObjectId::unique();
-        Arc::new(Self { slots, loaded: WaitQueue::new(), written: WaitQueue::new(), object })
+        let removals = AtomicU64::new(0);
+        Arc::new(Self { slots, loaded: WaitQueue::new(), written: WaitQueue::new(), removals, object })
     }
 
     /// What mappings of these pages name.
@@ -331,7 +362,17 @@ impl FilePages {
 
     /// Enters a page where none is; the result is the one that is there now. True: it is this one.
     pub fn insert(&self, index: u64, page: Page) -> (Page, bool) {
-        let mut slots = self.slots.lock();
+        self.insert_into(self.slots.lock(), index, page)
+    }
+
+    /// As [`FilePages::insert`], unless pages were removed since there were so many
+    /// [`FilePages::removals`]: then what the page was made of may be gone from the file.
+    pub fn insert_since(&self, removals: u64, index: u64, page: Page) -> Option<(Page, bool)> {
+        let slots = self.slots.lock();
+        (self.removals() == removals).then(|| self.insert_into(slots, index, page))
+    }
+
+    fn insert_into(&self, mut slots: SpinGuard<'_, Slots>, index: u64, page: Page) -> (Page, bool) {
         let slot = slots.get_or_new(index);
         if let Slot::Ready { page: other, .. } = slot {
             let other = other.clone();
@@ -348,26 +389,26 @@ impl FilePages {
         (page, true)
     }
 
-    /// Drops the pages of the range; the result is how many there were.
+    /// How often pages were removed.
+    pub fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
+    }
+
+    /// Drops the pages of the range; the result is how many there were. A chunk at a time: however large
+    /// the file is, nothing is allocated to shrink it, and nobody spins for long.
     pub fn remove(&self, range: Range<u64>) -> u64 {
-        let mut gone = Vec::new();
-        {
+        let mut removed = 0;
+        let mut from = Some(range.start / CHUNK);
+        while let Some(chunk) = from {
+            let mut gone = [const { None::<Page> }; CHUNK as usize];
             let mut slots = self.slots.lock();
-            let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
-            let mut clean = 0;
-            for (&number, chunk) in slots.chunks.range_mut(chunks) {
-                for (at, slot) in (number * CHUNK..).zip(chunk.slots.iter_mut()) {
-                    if range.contains(&at) && matches!(slot, Slot::Ready { .. }) {
-                        gone.push(core::mem::replace(slot, Slot::Empty));
-                        clean += dirty::forget(&mut chunk.dirty, chunk.writing, at);
-                    }
-                }
-            }
-            slots.count_out(gone.len() as u64);
-            slots.unwritten -= clean;
-            slots.chunks.retain(|_, chunk| !chunk.is_empty());
+            self.removals.fetch_add(1, Ordering::Release);
+            let (count, next) = slots.take_range(chunk, &range, &mut gone);
+            drop(slots);
+            removed += count;
+            from = next;
         }
-        gone.len() as u64
+        removed
     }
 
     /// The first page in memory at or behind `index`.

@@ -83,7 +83,8 @@ impl Content {
         read_through(self.size(), at, out, |index| self.page(index))
     }
 
-    /// Writes at `at`, or at the end; the result is (bytes, the position behind them).
+    /// Writes at `at`, or at the end; the result is (bytes, the position behind them). There must be some: a
+    /// write of nothing does not reach a file.
     pub fn write(&self, at: Option<u64>, from: &mut dyn Source) -> FsResult<(usize, u64)> {
         let _writing = self.writing.lock();
         let at = at.unwrap_or_else(|| self.size());
@@ -119,6 +120,8 @@ impl Content {
         }
         if size < old {
             self.drop_pages(pages_of(size)..u64::MAX);
+            // Before the lock goes: what a file that has grown again is mapped with must stay.
+            rt().address_space().file_lost(self.object(), pages_of(size)..u64::MAX, true);
         }
         Ok(())
     }
@@ -182,10 +185,14 @@ impl Content {
         }
     }
 
-    /// False: a page that [`Content::page`] gave has been dropped since. Of a lower file's pages that an
-    /// own one has taken the place of, mappings may go on showing them, as with overlayfs.
+    /// False: a page that [`Content::page`] gave is not what the file has there now. Of a lower file's pages
+    /// that an own one has taken the place of, mappings made before may go on showing them, as with
+    /// overlayfs.
     pub fn still_shows(&self, index: u64, page: &Page) -> bool {
-        self.lower.is_some() || self.pages.holds(index, page)
+        if !self.has_own.load(Ordering::Acquire) {
+            return self.shows_lower(index);
+        }
+        self.pages.cached(index).map_or_else(|| self.shows_lower(index), |own| own == *page)
     }
 
     /// As [`Content::page`], without sleeping.
@@ -215,29 +222,32 @@ impl Content {
 
     /// The page to write to: the file's own, made from the lower one or zeros if need be.
     pub fn own_page(&self, index: u64) -> FsResult<Page> {
-        if let Some(page) = self.pages.cached(index) {
-            return Ok(page);
-        }
-        self.shared.charge(PAGE)?;
-        let new = match &self.lower {
-            Some(lower) if self.shows_lower(index) => {
-                lower.pager.page(index, false).map_err(FsError::from).and_then(|page| cache::copy_page(&page))
+        loop {
+            // A fault holds no lock: the file may be cut short meanwhile, and what the lower one has here must
+            // not come back with a page that was made before.
+            let removals = self.pages.removals();
+            if let Some(page) = self.pages.cached(index) {
+                return Ok(page);
             }
-            _ => Page::alloc_zeroed().map_err(FsError::from),
-        };
-        let (page, ours) = match new {
-            Ok(new) => self.pages.insert(index, new),
-            Err(error) => {
+            self.shared.charge(PAGE)?;
+            let new = match &self.lower {
+                Some(lower) if self.shows_lower(index) => {
+                    lower.pager.page(index, false).map_err(FsError::from).and_then(|page| cache::copy_page(&page))
+                }
+                _ => Page::alloc_zeroed().map_err(FsError::from),
+            };
+            let entered = new.map(|new| {
+                self.has_own.store(true, Ordering::Release);
+                self.pages.insert_since(removals, index, new)
+            });
+            if !matches!(entered, Ok(Some((_, true)))) {
+                // It failed, or another task was faster.
                 self.shared.give_back(PAGE);
-                return Err(error);
             }
-        };
-        self.has_own.store(true, Ordering::Release);
-        if !ours {
-            // A fault on a mapping was faster.
-            self.shared.give_back(PAGE);
+            if let Some((page, _)) = entered? {
+                return Ok(page);
+            }
         }
-        Ok(page)
     }
 
     fn shows_lower(&self, index: u64) -> bool {

@@ -9,7 +9,6 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use rt::{
     page::{PAGE_SIZE, Page},
-    rt,
     space::{ObjectId, Pager, PagerError},
     sync::SpinLock,
 };
@@ -372,11 +371,7 @@ impl Inode for Node {
     fn truncate(&self, size: u64) -> FsResult<()> {
         let content = self.content()?;
         self.keep();
-        let shrinks = size < content.size();
         content.truncate(size)?;
-        if shrinks {
-            rt().address_space().file_lost(content.object(), pages_of(size)..u64::MAX, true);
-        }
         self.touch();
         Ok(())
     }
@@ -400,7 +395,11 @@ impl FileOps for Node {
         self.content()?.read(at, out)
     }
 
+    /// A write of nothing changes nothing, not even the size beyond the end (write(2)).
     fn write(&self, at: u64, from: &mut dyn Source, _wait: Wait) -> FsResult<usize> {
+        if from.remaining() == 0 {
+            return Ok(0);
+        }
         self.keep();
         let (written, _) = self.content()?.write(Some(at), from)?;
         self.touch();
@@ -408,6 +407,9 @@ impl FileOps for Node {
     }
 
     fn append(&self, from: &mut dyn Source, _wait: Wait) -> FsResult<(usize, u64)> {
+        if from.remaining() == 0 {
+            return Ok((0, 0));
+        }
         self.keep();
         let written = self.content()?.write(None, from)?;
         self.touch();

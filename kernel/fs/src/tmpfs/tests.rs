@@ -292,3 +292,89 @@ fn mapped_lower_pages_are_shared() {
     assert_eq!(read_at(&file, 8192, 4), b"mine");
     assert!(read_at(&file, 8196, 100) == pattern(100_000)[8196..8296]);
 }
+
+/// A write of nothing is none (write(2)).
+#[test]
+fn nothing_written_changes_nothing() {
+    let (_, root) = empty(1 << 20);
+    root.write("f", b"four").unwrap();
+    let file = root.open_path("f", OpenFlags::READ_WRITE | OpenFlags::APPEND).unwrap();
+    assert_eq!(file.write(&mut SliceSource::new(b"")), Ok(0));
+    assert_eq!(file.position(), 0);
+    file.set_flags(OpenFlags::empty());
+    assert_eq!(write_at(&file, 9000, b""), Ok(0));
+    assert_eq!(root.read("f").unwrap(), b"four");
+}
+
+/// A disk that does something between a read's begin and its end.
+struct Interrupted {
+    disk: Arc<MemDisk>,
+    meanwhile: std::sync::Mutex<Option<std::boxed::Box<dyn FnOnce() + Send>>>,
+}
+
+impl rt::block::BlockDevice for Interrupted {
+    fn sectors(&self) -> u64 {
+        self.disk.sectors()
+    }
+
+    fn read_pages(&self, first_sector: u64, pages: &[rt::page::Page]) -> Result<(), rt::block::BlockError> {
+        self.disk.read_pages(first_sector, pages)?;
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        meanwhile.into_iter().for_each(|act| act());
+        Ok(())
+    }
+
+    fn write_pages(&self, first_sector: u64, pages: &[rt::page::Page]) -> Result<(), rt::block::BlockError> {
+        self.disk.write_pages(first_sector, pages)
+    }
+
+    fn flush(&self) -> Result<(), rt::block::BlockError> {
+        Ok(())
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+}
+
+/// A fault copies a page up, and waits for the disk; then the file is cut short and grows again.
+#[test]
+fn truncated_bytes_do_not_come_back() {
+    rt::host::install();
+    let disk = MemDisk::new(erofs_image(&lower().0, &[]));
+    let disk = Arc::new(Interrupted { disk, meanwhile: std::sync::Mutex::default() });
+    let erofs = Erofs::open(disk.clone()).unwrap();
+    let tmpfs = TmpFs::over(&*erofs, 1 << 20).unwrap();
+    let file = vfs(tmpfs.clone()).open_path("lib/big", OpenFlags::READ_WRITE).unwrap();
+    let cut = file.clone();
+    *disk.meanwhile.lock().unwrap() = Some(std::boxed::Box::new(move || {
+        cut.truncate(0).unwrap();
+        cut.truncate(100_000).unwrap();
+    }));
+    let pager = file.pager().unwrap();
+    let page = pager.page(2, true).unwrap();
+    assert!(disk.meanwhile.lock().unwrap().is_none(), "the disk was read");
+    let mut bytes = [1; 8];
+    page.read(0, &mut bytes);
+    assert_eq!(bytes, [0; 8]);
+    assert!(pager.confirm(2, &page, true));
+    assert_eq!(read_at(&file, 0, 100_000), [0; 100_000]);
+    assert_eq!(tmpfs.used_bytes(), 4096);
+}
+
+/// A page that was found and then lost to a truncation is not entered into a page table.
+#[test]
+fn lost_pages_are_not_confirmed() {
+    let (_, root) = over(1 << 20);
+    let file = root.open_path("lib/big", OpenFlags::READ_WRITE).unwrap();
+    let pager = file.pager().unwrap();
+    let lower = pager.page(2, false).unwrap();
+    assert!(pager.confirm(2, &lower, false));
+    let own = pager.page(2, true).unwrap();
+    assert!(pager.confirm(2, &own, true) && !pager.confirm(2, &lower, false));
+    file.truncate(4096).unwrap();
+    file.truncate(100_000).unwrap();
+    for page in [lower, own] {
+        assert!(!pager.confirm(2, &page, false));
+    }
+}

@@ -297,6 +297,19 @@ impl Dentry {
     }
 }
 
+impl Drop for Dentry {
+    fn drop(&mut self) {
+        // A removed directory's "not found"s go with it; found children would have kept it.
+        CACHED.fetch_sub(self.children.lock().map.len(), Ordering::Relaxed);
+        // A chain of removed directories may end with its last: one by one, however long it is, since a
+        // kernel stack is short.
+        let mut parent = self.place.lock().parent.take();
+        while let Some(dentry) = parent {
+            parent = Arc::into_inner(dentry).and_then(|last| last.place.lock().parent.take());
+        }
+    }
+}
+
 impl Child {
     fn is_unused(&self) -> bool {
         match self {

@@ -1,7 +1,7 @@
 //! Path walk, names and mounts, over tmpfs; devices and the console through /dev.
 use std::{thread, vec, vec::Vec};
 
-use super::*;
+use super::{dentry::Dentry, *};
 use crate::{
     console::Console,
     devfs::devfs,
@@ -307,4 +307,16 @@ fn console_lines() {
     let echoed: Vec<u8> = (0..3000).flat_map(|_| read(&console)).collect();
     assert_eq!(String::from_utf8(echoed).unwrap(), many);
     assert_eq!(console.seek(SeekFrom::Start(0)), Err(FsError::NotSeekable));
+}
+
+/// What keeps them is one file in the last; recursion would need a stack of megabytes.
+#[test]
+fn a_long_chain_of_removed_directories_ends() {
+    let root = tree();
+    let mut last = root.dentry.clone();
+    for _ in 0..200_000 {
+        last = Dentry::new(root.inode().clone(), Some(last), b"d");
+    }
+    drop(last);
+    assert_eq!(resolve(&root, "a/b/file").unwrap(), b"/a/b/file");
 }
