@@ -128,15 +128,6 @@ pub struct Hole {
     pub at: u64,
 }
 
-/// What a fault needs to know of a mapping without an object.
-#[derive(Clone, Copy)]
-pub struct PlainVma {
-    pub start: u64,
-    len: u64,
-    pub prot: u8,
-    pub flags: VmaFlags,
-}
-
 /// See the module's documentation.
 pub struct VmaTree<B> {
     areas: BTreeMap<u64, Vma<B>>,
@@ -144,11 +135,9 @@ pub struct VmaTree<B> {
     last_sequence: u64,
     hint: TopDownHint,
     objects: Objects,
-    /// The mapping that [`VmaTree::find_plain`] gave last; forgotten with every change.
-    recent: PlainVma,
+    /// A copy of what [`VmaTree::find_again`] gave last; forgotten with every change.
+    recent: Option<Vma<B>>,
 }
-
-const NO_VMA: PlainVma = PlainVma { start: 0, len: 0, prot: 0, flags: VmaFlags::empty() };
 
 /// The mappings of each object that has any; the key of an interval is its VMA's start.
 struct Objects(BTreeMap<u64, IntervalTree>);
@@ -188,7 +177,7 @@ impl<B: Backing> VmaTree<B> {
             last_sequence: 0,
             hint: TopDownHint::new(),
             objects: Objects(BTreeMap::new()),
-            recent: NO_VMA,
+            recent: None,
         }
     }
 
@@ -198,17 +187,14 @@ impl<B: Backing> VmaTree<B> {
         (address < vma.end).then_some(vma)
     }
 
-    /// The VMA that holds `address`, if it has no object. Faults come in rows: the last one's mapping is
-    /// kept beside the tree.
+    /// As [`VmaTree::find`]. Faults come in rows: the last one's mapping is kept beside the tree.
     #[inline]
-    pub fn find_plain(&mut self, address: u64) -> Option<PlainVma> {
-        if address.wrapping_sub(self.recent.start) < self.recent.len {
-            return Some(self.recent);
+    pub fn find_again(&mut self, address: u64) -> Option<&Vma<B>> {
+        let holds = |vma: &Vma<B>| (vma.start..vma.end).contains(&address);
+        if !self.recent.as_ref().is_some_and(holds) {
+            self.recent = Some(self.find(address)?.clone());
         }
-        let vma = self.find(address).filter(|vma| vma.backing.object().is_none())?;
-        let plain = PlainVma { start: vma.start, len: vma.len(), prot: vma.prot, flags: vma.flags };
-        self.recent = plain;
-        Some(plain)
+        self.recent.as_ref()
     }
 
     /// The VMA that holds `address`, else the next above it.
@@ -361,7 +347,7 @@ impl<B: Backing> VmaTree<B> {
     }
 
     fn cut_out(&mut self, start: u64, end: u64) -> Vec<Vma<B>> {
-        self.recent = NO_VMA;
+        self.recent = None;
         self.split_at(start);
         self.split_at(end);
         let mut pieces = Vec::new();
@@ -389,7 +375,7 @@ impl<B: Backing> VmaTree<B> {
 
     /// Makes `at` a boundary, if it lies inside a VMA. Both halves count as changed.
     fn split_at(&mut self, at: u64) {
-        self.recent = NO_VMA;
+        self.recent = None;
         let (low_sequence, high_sequence) = (self.last_sequence + 1, self.last_sequence + 2);
         let Some((_, low)) = self.areas.range_mut(..at).next_back() else { return };
         if at >= low.end {
@@ -429,7 +415,7 @@ impl<B: Backing> VmaTree<B> {
     }
 
     fn next_sequence(&mut self) -> u64 {
-        self.recent = NO_VMA;
+        self.recent = None;
         self.last_sequence += 1;
         self.last_sequence
     }

@@ -296,6 +296,16 @@ pub fn map_kernel_page(address: u64, physical: u64, flags: u64) -> Option<()> {
     Some(())
 }
 
+/// Takes a page out that no CPU has used; the result is its frame. [`KERNEL_TABLES`] as above.
+pub fn unmap_kernel_page(address: u64) -> Option<u64> {
+    let entry = lookup(address)?;
+    // SAFETY: as above.
+    let value = unsafe { entry.read_volatile() };
+    // SAFETY: as above; nobody reads or writes there.
+    unsafe { entry.write_volatile(0) };
+    (value & PRESENT != 0).then_some(value & ADDRESS_MASK)
+}
+
 /// True if a kernel address is mapped, by a page of any size. Takes no lock: for panics.
 pub fn is_mapped(address: u64) -> bool {
     if root() == 0 { address >= KERNEL_BASE } else { last_level(address) != 0 }

@@ -12,7 +12,7 @@
 //! needs a file page drops it, sleeps, takes it again and checks by the VMA's sequence number that
 //! nothing changed. TLB shootdown happens under it, with interrupts on; a page is released only after
 //! the shootdown.
-use alloc::{string::String, sync::Arc};
+use alloc::{string::String, sync::Arc, vec::Vec};
 use core::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
@@ -31,6 +31,7 @@ use super::{
     paging::{APPLICATION_END, APPLICATION_START, PAGE},
 };
 
+mod copies;
 mod entries;
 mod faults;
 mod huge;
@@ -96,14 +97,53 @@ pub fn randomise(random: u64) {
     SPACE.mmap_top.store(APPLICATION_END - STACK_GAP - (random & 0xfff_ffff) * PAGE, Ordering::Relaxed);
 }
 
+/// Mappings that one hold of the lock takes out: their list is one piece of the heap.
+const MOST_TAKEN: usize = 16 * 1024;
+
+/// Takes out what the owner has in the range, with the pages. The mappings are for the caller to drop
+/// without the lock: with the last mapping of a file the file may end.
+fn take_out(
+    tree: &mut VmaTree<Source>,
+    owner: ProgramId,
+    start: u64,
+    end: u64,
+) -> Result<Vec<Vma<Source>>, SpaceError> {
+    if tree.count() > MOST_TAKEN && tree.iter_range(start, end).nth(MOST_TAKEN).is_some() {
+        return Err(SpaceError::NoMemory);
+    }
+    let removed = tree.remove_range(owner.0, start, end).map_err(|_| SpaceError::NoMemory)?;
+    for piece in &removed {
+        entries::clear(piece.start, piece.end);
+    }
+    Ok(removed)
+}
+
 impl Space {
-    fn place(&self, tree: &mut VmaTree<Source>, owner: ProgramId, request: &MapRequest) -> Result<u64, SpaceError> {
+    /// Where the request goes, and the mappings that made room for it.
+    fn place(
+        &self,
+        tree: &mut VmaTree<Source>,
+        owner: ProgramId,
+        request: &MapRequest,
+    ) -> Result<(u64, Vec<Vma<Source>>), SpaceError> {
+        if let Placement::Fixed(start) = request.placement {
+            let end = self.check_fixed(start, request.len)?;
+            return Ok((start, take_out(tree, owner, start, end)?));
+        }
+        self.find_place(tree, request).map(|start| (start, Vec::new()))
+    }
+
+    /// The end of a range of a given address, if a mapping may lie there.
+    fn check_fixed(&self, start: u64, len: u64) -> Result<u64, SpaceError> {
+        if !start.is_multiple_of(PAGE) {
+            return Err(SpaceError::Invalid);
+        }
+        let end = start.checked_add(len).filter(|&end| start >= APPLICATION_START && end <= APPLICATION_END);
+        end.ok_or(SpaceError::NoMemory)
+    }
+
+    fn find_place(&self, tree: &mut VmaTree<Source>, request: &MapRequest) -> Result<u64, SpaceError> {
         let len = request.len;
-        let in_bounds = |start: u64| {
-            start.is_multiple_of(PAGE)
-                && start >= APPLICATION_START
-                && start.checked_add(len).is_some_and(|end| end <= APPLICATION_END)
-        };
         let anywhere = |tree: &mut VmaTree<Source>| {
             let top = self.mmap_top.load(Ordering::Relaxed);
             tree.find_gap(len, PAGE, LOW_END, top, true)
@@ -112,7 +152,7 @@ impl Space {
         match request.placement {
             Placement::Anywhere => anywhere(tree).ok_or(SpaceError::NoMemory),
             Placement::Hint(start) => {
-                if in_bounds(start) && tree.is_free(start, start + len) {
+                if self.check_fixed(start, len).is_ok_and(|end| tree.is_free(start, end)) {
                     Ok(start)
                 } else {
                     anywhere(tree).ok_or(SpaceError::NoMemory)
@@ -121,26 +161,12 @@ impl Space {
             Placement::Low => {
                 tree.find_gap(len, PAGE, APPLICATION_START, MAP_32BIT_END, true).ok_or(SpaceError::NoMemory)
             }
-            Placement::FixedNoReplace(start) if !in_bounds(start) => Err(out_of_bounds(start)),
-            Placement::FixedNoReplace(start) => {
-                if tree.is_free(start, start + len) {
-                    Ok(start)
-                } else {
-                    Err(SpaceError::Exists)
-                }
-            }
-            Placement::Fixed(start) if !in_bounds(start) => Err(out_of_bounds(start)),
-            Placement::Fixed(start) => {
-                tree.remove_range(owner.0, start, start + len).map_err(|_| SpaceError::NoMemory)?;
-                entries::clear(start, start + len);
-                Ok(start)
+            Placement::FixedNoReplace(start) | Placement::Fixed(start) => {
+                let end = self.check_fixed(start, len)?;
+                if tree.is_free(start, end) { Ok(start) } else { Err(SpaceError::Exists) }
             }
         }
     }
-}
-
-fn out_of_bounds(start: u64) -> SpaceError {
-    if start.is_multiple_of(PAGE) { SpaceError::NoMemory } else { SpaceError::Invalid }
 }
 
 fn check_range(start: u64, len: u64) -> Result<u64, SpaceError> {
@@ -168,7 +194,7 @@ impl AddressSpace for Space {
         flags.set(VmaFlags::NO_RESERVE, request.no_reserve);
         flags.set(VmaFlags::STACK, request.stack);
         let mut tree = self.vmas.lock();
-        let start = self.place(&mut tree, owner, &request)?;
+        let (start, replaced) = self.place(&mut tree, owner, &request)?;
         let vma = Vma {
             start,
             end: start + request.len,
@@ -179,7 +205,10 @@ impl AddressSpace for Space {
             label: request.label,
             sequence: 0,
         };
-        tree.insert(vma).map_err(|_| SpaceError::NoMemory)?;
+        let inserted = tree.insert(vma);
+        drop(tree);
+        drop(replaced);
+        inserted.map_err(|_| SpaceError::NoMemory)?;
         Ok(start)
     }
 
@@ -188,14 +217,18 @@ impl AddressSpace for Space {
         if len == 0 {
             return Err(SpaceError::Invalid);
         }
-        let mut tree = self.vmas.lock();
-        let removed = tree.remove_range(owner.0, start, end).map_err(|_| SpaceError::NoMemory)?;
-        for piece in &removed {
-            entries::clear(piece.start, piece.end);
+        let mut from = start;
+        while from < end {
+            let mut tree = self.vmas.lock();
+            let until = match tree.count() > MOST_TAKEN {
+                true => tree.iter_range(from, end).nth(MOST_TAKEN).map_or(end, |vma| vma.start),
+                false => end,
+            };
+            let removed = take_out(&mut tree, owner, from, until)?;
+            drop(tree);
+            drop(removed);
+            from = until;
         }
-        drop(tree);
-        // Dropping a file mapping may end the file: not under the lock.
-        drop(removed);
         Ok(())
     }
 
@@ -293,25 +326,31 @@ impl AddressSpace for Space {
         }
         let target = match new_address {
             Some(at) => {
-                let end = check_range(at, new_len)?;
+                let end = self.check_fixed(at, new_len)?;
                 if at < old_end && start < end {
                     return Err(SpaceError::Invalid);
                 }
-                tree.remove_range(owner.0, at, end).map_err(|_| SpaceError::NoMemory)?;
-                entries::clear(at, end);
                 at
             }
             None => tree
                 .find_gap(new_len, PAGE, LOW_END, self.mmap_top.load(Ordering::Relaxed), true)
                 .ok_or(SpaceError::NoMemory)?,
         };
-        tree.insert(grown(target, &vma)).map_err(|_| SpaceError::NoMemory)?;
-        let moved = entries::move_range(start, target, old_len.min(new_len));
-        let old = tree.take_range(owner.0, start, old_end).map_err(|_| SpaceError::NotMapped);
-        entries::clear(start, old_end);
+        let moved_len = old_len.min(new_len);
+        if !entries::make_tables_for(start, target, moved_len) {
+            return Err(SpaceError::NoMemory);
+        }
+        let replaced = take_out(&mut tree, owner, target, target + new_len)?;
+        let inserted = tree.insert(grown(target, &vma)).map_err(|_| SpaceError::NoMemory);
+        let old = inserted.and_then(|_| {
+            entries::move_range(start, target, moved_len);
+            let old = tree.take_range(owner.0, start, old_end).map_err(|_| SpaceError::NotMapped);
+            entries::clear(start, old_end);
+            old
+        });
         drop(tree);
-        drop(old);
-        moved.map(|()| target)
+        drop((replaced, vma));
+        old.map(|_| target)
     }
 
     fn resident(&self, owner: ProgramId, start: u64, len: u64, out: &mut [bool]) -> Result<(), SpaceError> {
@@ -327,25 +366,23 @@ impl AddressSpace for Space {
     }
 
     fn regions(&self, owner: ProgramId, each: &mut dyn FnMut(&Region)) {
-        let regions: alloc::vec::Vec<Region> = self
-            .vmas
-            .lock()
-            .owned(owner.0)
-            .map(|vma| Region {
-                start: vma.start,
-                end: vma.end,
-                prot: Prot::from_bits_truncate(vma.prot),
-                shared: vma.flags.contains(VmaFlags::SHARED),
-                file: match &vma.backing {
-                    Source::Anonymous => None,
-                    Source::File(file) => Some(file.clone()),
-                },
-                label: vma.label,
-                no_reserve: vma.flags.contains(VmaFlags::NO_RESERVE),
-                huge: huge::advice(vma),
-            })
-            .collect();
-        regions.iter().for_each(each);
+        // A few at a time: neither one piece of the heap for all, nor one hold of the lock.
+        const PIECE: usize = 16;
+        let mut from = 0;
+        loop {
+            let mut piece = [const { None }; PIECE];
+            let tree = self.vmas.lock();
+            let owned = tree.iter_range(from, u64::MAX).filter(|vma| vma.owner == owner.0);
+            piece.iter_mut().zip(owned).for_each(|(place, vma)| *place = Some(region(vma)));
+            drop(tree);
+            for region in piece.iter().flatten() {
+                each(region);
+                from = region.end;
+            }
+            if piece[PIECE - 1].is_none() {
+                return;
+            }
+        }
     }
 
     fn footprint(&self, owner: ProgramId) -> Footprint {
@@ -378,17 +415,29 @@ impl AddressSpace for Space {
     }
 
     fn release(&self, owner: ProgramId) {
-        let mut tree = self.vmas.lock();
-        let ranges: alloc::vec::Vec<(u64, u64)> = tree.owned(owner.0).map(|vma| (vma.start, vma.end)).collect();
-        let mut removed = alloc::vec::Vec::new();
-        for (start, end) in ranges {
-            if let Ok(pieces) = tree.remove_range(owner.0, start, end) {
-                removed.extend(pieces);
-            }
-            entries::clear(start, end);
+        loop {
+            let mut tree = self.vmas.lock();
+            let Some((start, end)) = tree.owned(owner.0).next().map(|vma| (vma.start, vma.end)) else { return };
+            let removed = take_out(&mut tree, owner, start, end);
+            drop(tree);
+            drop(removed);
         }
-        drop(tree);
-        drop(removed);
+    }
+}
+
+fn region(vma: &Vma<Source>) -> Region {
+    Region {
+        start: vma.start,
+        end: vma.end,
+        prot: Prot::from_bits_truncate(vma.prot),
+        shared: vma.flags.contains(VmaFlags::SHARED),
+        file: match &vma.backing {
+            Source::Anonymous => None,
+            Source::File(file) => Some(file.clone()),
+        },
+        label: vma.label,
+        no_reserve: vma.flags.contains(VmaFlags::NO_RESERVE),
+        huge: huge::advice(vma),
     }
 }
 

@@ -85,16 +85,36 @@ fn map_fresh(bytes: usize) -> Result<u64, OutOfFrames> {
     let bytes = (bytes as u64).next_multiple_of(PAGE);
     let low = NEXT.fetch_add(bytes + PAGE, Ordering::Relaxed) + PAGE;
     for address in (low..low + bytes).step_by(PAGE as usize) {
-        let frame = frames::take(false)?;
-        // SAFETY: the frame is ours and direct-mapped.
-        unsafe {
-            let words = paging::direct(frame) as *mut u64;
-            for word in 0..PAGE as usize / 8 {
-                ptr::write(words.add(word), UNTOUCHED);
-            }
+        if map_page(address).is_none() {
+            unmap(low, address);
+            return Err(OutOfFrames);
         }
-        let _tables = KERNEL_TABLES.lock();
-        paging::map_kernel_page(address, frame, WRITABLE).ok_or(OutOfFrames)?;
     }
     Ok(low + bytes)
+}
+
+fn map_page(address: u64) -> Option<()> {
+    let _tables = KERNEL_TABLES.lock();
+    // The table first: then mapping the page cannot fail.
+    let _entry = paging::entry(address)?;
+    let frame = frames::take(false).ok()?;
+    // SAFETY: the frame is ours and direct-mapped.
+    unsafe {
+        let words = paging::direct(frame) as *mut u64;
+        for word in 0..PAGE as usize / 8 {
+            ptr::write(words.add(word), UNTOUCHED);
+        }
+    }
+    paging::map_kernel_page(address, frame, WRITABLE)
+}
+
+/// Gives the pages of a stack back for which there was not enough memory. Nobody has used them, so that no
+/// TLB has them; the addresses are not used again.
+fn unmap(low: u64, end: u64) {
+    let _tables = KERNEL_TABLES.lock();
+    for address in (low..end).step_by(PAGE as usize) {
+        if let Some(frame) = paging::unmap_kernel_page(address) {
+            frames::unreference(frame);
+        }
+    }
 }

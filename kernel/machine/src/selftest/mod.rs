@@ -12,6 +12,7 @@ mod bench;
 mod clock;
 mod disks;
 mod fatal;
+mod mappings;
 mod memory;
 mod net;
 mod placement;
@@ -52,6 +53,8 @@ const TESTS: &[Test] = &[
     ("frames-return", memory::frames_return),
     ("demand-paging", memory::demand_paging),
     ("protection", memory::protection),
+    ("many-mappings", mappings::many),
+    ("moved-mappings", mappings::moved),
     ("bad-user-copy", memory::bad_user_copy),
     ("write-xor-execute", memory::write_xor_execute),
     ("shoot-down", shootdown::running),

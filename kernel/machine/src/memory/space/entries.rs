@@ -8,10 +8,10 @@ use core::{
 use logic::vma::{Vma, VmaFlags};
 use rt::{
     page::{Page, PageId},
-    space::{Footprint, Prot, SpaceError},
+    space::{Footprint, Prot},
 };
 
-use super::{Access, Refused, Source, huge};
+use super::{Access, Refused, Source, copies, huge};
 use crate::memory::{
     frames,
     paging::{self, ACCESSED, ADDRESS_MASK, DIRTY, LARGE, LARGE_PAGE, Leaf, NO_EXECUTE, PAGE, PRESENT, WRITABLE},
@@ -133,8 +133,13 @@ pub fn count(start: u64, end: u64, sum: &mut Footprint) {
 
 /// Puts a page into an empty entry, and takes over the reference.
 pub fn fill(entry: *mut u64, page: Page, prot: u8, kind: u64, used: Use) {
+    write(entry, page.into_id().0 | rights_for(prot, used) | kind);
+}
+
+/// The bits of an entry that is used like that.
+pub fn rights_for(prot: u8, used: Use) -> u64 {
     let unused = if used == Use::Ahead { ACCESSED | DIRTY } else { 0 };
-    write(entry, page.into_id().0 | rights(prot) & !unused | kind);
+    rights(prot) & !unused
 }
 
 /// True if a TLB may hold the entry's translation.
@@ -183,16 +188,8 @@ pub fn resolve_present(vma: &Vma<Source>, address: u64, leaf: Leaf, access: Acce
         release(entry, address);
         return Ok(false);
     }
-    let copy = frames::take_page(false).map_err(|_| Refused::OutOfMemory)?;
-    let old = value & ADDRESS_MASK;
-    frames::copy(old, copy);
-    let value = exchange(entry, copy | rights(vma.prot) | PRIVATE);
-    // Another CPU that still read the old page would miss this program's write.
-    if may_be_cached(value) {
-        tlb::shoot_down(address, address + PAGE);
-    }
-    drop(Page::from_id(PageId(old)));
-    Ok(true)
+    let wanted = 1 + copies::ahead(vma, address, entry);
+    if copies::copy(vma, address, entry, wanted, Use::Now) == 0 { Err(Refused::OutOfMemory) } else { Ok(true) }
 }
 
 fn release(entry: *mut u64, address: u64) {
@@ -293,19 +290,28 @@ fn kept(bytes: u64) -> u64 {
     if bytes == LARGE_PAGE { LARGE } else { 0 }
 }
 
-/// Moves entries, and with them the pages, to another place (mremap).
-pub fn move_range(from: u64, to: u64, len: u64) -> Result<(), SpaceError> {
-    let mut failed = false;
+/// Makes the tables that [`move_range`] needs. False: out of memory, and nothing has changed.
+pub fn make_tables_for(from: u64, to: u64, len: u64) -> bool {
+    let mut made = true;
+    paging::for_each_piece(from, from + len, |start, stop, _| {
+        // What lies below one directory entry here may lie below two there.
+        for address in [start, stop - PAGE] {
+            made = made && paging::leaf_or_new(to + (address - from)).is_some();
+        }
+    });
+    made
+}
+
+/// Moves entries, and with them the pages, to another place (mremap), where [`make_tables_for`] has made
+/// tables and nothing is mapped.
+pub fn move_range(from: u64, to: u64, len: u64) {
     huge::split_all(from, from + len);
     visit(from, from + len, |address, entry, _| {
-        if read(entry) == 0 || failed {
-            return;
-        }
-        match paging::entry(to + (address - from)) {
-            Some(target) => write(target, exchange(entry, 0)),
-            None => failed = true,
+        if read(entry) != 0
+            && let Some(target) = paging::lookup(to + (address - from))
+        {
+            write(target, exchange(entry, 0));
         }
     });
     tlb::shoot_down(from, from + len);
-    if failed { Err(SpaceError::NoMemory) } else { Ok(()) }
 }

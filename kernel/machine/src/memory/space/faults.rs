@@ -12,7 +12,7 @@ use rt::{
 };
 
 use super::{
-    SPACE, Source, Space,
+    SPACE, Source, Space, copies,
     entries::{self, PRIVATE, Use},
     huge,
 };
@@ -104,7 +104,8 @@ impl Space {
     #[inline]
     fn fault_plain(&self, address: u64, access: Access) -> bool {
         let mut tree = self.vmas.lock();
-        if let Some(vma) = tree.find_plain(address)
+        if let Some(vma) = tree.find_again(address)
+            && matches!(vma.backing, Source::Anonymous)
             && allows(vma.prot, access)
             && !vma.flags.contains(VmaFlags::HUGE)
             && let Some(Leaf::Small(entry)) = paging::leaf(address)
@@ -119,8 +120,8 @@ impl Space {
 
     /// The part of a fault that does not sleep.
     fn fault_locked(&self, address: u64, access: Access, may_be_huge: bool) -> Result<Step, Refused> {
-        let tree = self.vmas.lock();
-        let vma = tree.find(address).ok_or(Refused::NotMapped)?;
+        let mut tree = self.vmas.lock();
+        let vma = tree.find_again(address).ok_or(Refused::NotMapped)?;
         if !allows(vma.prot, access) {
             return Err(Refused::Protected);
         }
@@ -167,15 +168,18 @@ impl Space {
     /// Installs what the pager gave. False: the mapping changed meanwhile, start again.
     fn install_file_page(&self, address: u64, access: Access, needs: &FileFault, page: Page) -> Result<bool, Refused> {
         let copy = if !needs.shared && access == Access::Write { Some(copy_of(&page)?) } else { None };
-        let tree = self.vmas.lock();
-        let Some(vma) = tree.find(address).filter(|vma| vma.sequence == needs.sequence) else { return Ok(false) };
+        let mut tree = self.vmas.lock();
+        let Some(vma) = tree.find_again(address).filter(|vma| vma.sequence == needs.sequence) else {
+            return Ok(false);
+        };
         let Some(leaf) = paging::leaf_or_new(address) else {
             drop(tree);
             return if reclaim::reclaim() { Ok(false) } else { Err(Refused::OutOfMemory) };
         };
         let entry = match leaf {
             Leaf::Small(entry) if entries::read(entry) == 0 => entry,
-            _ => return entries::resolve_present(vma, address, leaf, access),
+            // Memory for a copy is had at the next try, which asks for some back.
+            _ => return entries::resolve_present(vma, address, leaf, access).or_else(retry),
         };
         let writes = needs.shared && access == Access::Write;
         // Truncation and writeback, which change what may be mapped, come through this lock after that.
@@ -183,7 +187,14 @@ impl Space {
             return Ok(false);
         }
         match copy {
-            Some(copy) => entries::fill(entry, copy, vma.prot, PRIVATE, Use::Now),
+            Some(copy) => {
+                entries::fill(entry, copy, vma.prot, PRIVATE, Use::Now);
+                let ahead = copies::ahead(vma, address, entry);
+                if ahead > 0 {
+                    map_around(vma, address, entry, needs);
+                    copies::copy(vma, address + PAGE, entry.wrapping_add(1), ahead, Use::Ahead);
+                }
+            }
             None => {
                 let prot = if writes { vma.prot } else { vma.prot & !Prot::WRITE.bits() };
                 entries::fill(entry, page, prot, 0, Use::Now);
@@ -192,6 +203,10 @@ impl Space {
         }
         Ok(true)
     }
+}
+
+fn retry(refused: Refused) -> Result<bool, Refused> {
+    if refused == Refused::OutOfMemory { Ok(false) } else { Err(refused) }
 }
 
 fn copy_of(page: &Page) -> Result<Page, Refused> {
