@@ -429,12 +429,22 @@ impl Pager for ErofsInode {
     }
 
     fn pages_if_cached(&self, first: u64, out: &mut [Option<Page>]) {
-        for (index, place) in (first..).zip(out.iter_mut()) {
-            *place = self.in_memory(index);
-            // A device is memory or is not; only the page of a file's tail may be elsewhere.
-            if place.is_none() {
-                return self.pages.cached_range(first, out);
+        // What lies in a row on a device that is memory is found by its first page.
+        let row = self.layout.contiguous_pages(first, out.len() as u64) as usize;
+        if let erofs::PageSource::Image { offset, .. } = self.layout.page_source(first)
+            && offset.is_multiple_of(BLOCK_SIZE)
+        {
+            let sectors = (offset / SECTOR_SIZE as u64..).step_by(SECTORS_PER_PAGE as usize);
+            for (place, sector) in out.iter_mut().take(row).zip(sectors) {
+                *place = self.image.device.page_in_memory(sector);
+                if place.is_none() {
+                    break;
+                }
             }
+        }
+        // On another device, and of a file's tail.
+        if out.iter().any(Option::is_none) {
+            self.pages.cached_range(first, out);
         }
     }
 

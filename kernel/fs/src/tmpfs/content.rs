@@ -158,10 +158,11 @@ impl Content {
         let is_data = |index: u64| self.shows_lower(index) || self.pages.next_cached(index) == Some(index);
         let mut index = at / PAGE;
         while index < pages_of(size) && is_data(index) == hole {
-            index = if hole || self.lower.is_some() {
-                index + 1
-            } else {
-                self.pages.next_cached(index).unwrap_or(u64::MAX)
+            index = match hole {
+                // What shows of the lower file is its begin, without a gap.
+                true if self.shows_lower(index) => self.lower_pages(),
+                true => index + 1,
+                false => self.pages.next_cached(index).unwrap_or(u64::MAX),
             };
         }
         match index.checked_mul(PAGE).map(|found| found.max(at)) {
@@ -251,8 +252,12 @@ impl Content {
     }
 
     fn shows_lower(&self, index: u64) -> bool {
-        let visible = self.lower.as_ref().map_or(0, |lower| lower.visible.load(Ordering::Acquire));
-        index < pages_of(visible)
+        index < self.lower_pages()
+    }
+
+    /// Pages of the lower file that show where there are no own ones.
+    fn lower_pages(&self) -> u64 {
+        self.lower.as_ref().map_or(0, |lower| pages_of(lower.visible.load(Ordering::Acquire)))
     }
 
     /// Makes a range read as zero; whole pages that hide nothing are dropped.

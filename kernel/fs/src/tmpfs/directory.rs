@@ -78,33 +78,32 @@ impl Directory {
             },
             None => false,
         };
-        let cost = cost_of(name);
-        self.shared.charge(cost)?;
         let mut map = self.map.lock();
-        let result = if map.dead {
-            Err(FsError::NotFound)
-        } else {
-            match map.entries.get(name) {
-                Some(Entry { node: Some(_), .. }) => Err(FsError::Exists),
-                None if hidden_below => Err(FsError::Exists),
-                whiteout => Ok(whiteout.is_some()),
-            }
-        };
-        let replaced = match result {
-            Ok(_) => map.put(name, Some(node)),
-            Err(_) => None,
-        };
+        match map.entries.get(name) {
+            _ if map.dead => return Err(FsError::NotFound),
+            Some(Entry { node: Some(_), .. }) => return Err(FsError::Exists),
+            None if hidden_below => return Err(FsError::Exists),
+            // A whiteout has been paid for.
+            Some(_) => {}
+            None => self.shared.charge(cost_of(name))?,
+        }
+        let replaced = map.put(name, Some(node));
         drop(map);
         drop(replaced);
-        match result {
-            // The whiteout had been paid for.
-            Ok(true) => self.shared.give_back(cost),
-            Ok(false) => {}
-            Err(error) => {
-                self.shared.give_back(cost);
-                return Err(error);
-            }
+        Ok(())
+    }
+
+    /// Gives a name, which must be `old`'s, to another node: at no moment it is nobody's.
+    pub fn replace(&self, name: &[u8], old: &Arc<Node>, new: Arc<Node>) -> FsResult<()> {
+        let mut map = self.map.lock();
+        match map.entries.get(name) {
+            Some(Entry { node: Some(own), .. }) if Arc::ptr_eq(own, old) => {}
+            None if self.lower.is_some() => self.shared.charge(cost_of(name))?,
+            _ => return Err(FsError::NotFound), // another task was faster
         }
+        let gone = map.put(name, Some(new));
+        drop(map);
+        drop(gone);
         Ok(())
     }
 

@@ -208,9 +208,25 @@ impl Node {
         self.touch();
     }
 
-    /// Takes the target of a rename away, a directory only if it is empty.
-    fn replace_target(&self, name: &[u8], target: &Arc<Node>) -> FsResult<()> {
-        if target.kind == FileKind::Directory { self.remove_directory(name) } else { self.unlink(name) }
+    /// Moves `node` from a name here over `target`, which goes: a directory only if it is empty. Nothing has
+    /// happened if it fails.
+    fn rename_over(&self, name: &[u8], node: &Arc<Node>, to: &Node, to_name: &[u8], target: &Node) -> FsResult<()> {
+        let target = target.this.upgrade().ok_or(FsError::NotFound)?;
+        let emptied = if target.kind == FileKind::Directory { Some(target.directory()?) } else { None };
+        emptied.map_or(Ok(()), Directory::kill_if_empty)?;
+        let moved = self.remove_entry(name, node).and_then(|()| {
+            to.keep();
+            // No room for another entry: its old name was paid for a moment ago.
+            let replaced = to.directory()?.replace(to_name, &target, node.clone());
+            replaced.inspect_err(|_| {
+                let _ = self.add_entry(name, node);
+            })
+        });
+        moved.inspect_err(|_| emptied.iter().for_each(|directory| directory.revive()))?;
+        to.entries_changed(&target, -1);
+        to.entries_changed(node, 1);
+        target.add_links(if emptied.is_some() { -2 } else { -1 });
+        Ok(())
     }
 }
 
@@ -307,8 +323,8 @@ impl Inode for Node {
         Ok(())
     }
 
-    /// Not atomic to lookups beside it that miss the dentry cache: for a moment neither name, or only
-    /// the old one, is found.
+    /// Not atomic to lookups beside it that miss the dentry cache: for a moment neither name is found, or
+    /// the target's old node.
     fn rename(&self, name: &[u8], to: &Arc<dyn Inode>, to_name: &[u8], mode: RenameMode) -> FsResult<()> {
         let to = to.downcast_ref::<Self>().ok_or(FsError::CrossDevice)?;
         let node = self.directory()?.find(name)?;
@@ -329,7 +345,7 @@ impl Inode for Node {
                 return to.add_entry(to_name, &node);
             }
             (RenameMode::Replace, Some(target)) if Arc::ptr_eq(&node, &target) => return Ok(()),
-            (RenameMode::Replace, Some(target)) => to.replace_target(to_name, &target)?,
+            (RenameMode::Replace, Some(target)) => return self.rename_over(name, &node, to, to_name, &target),
             (_, None) => {}
         }
         self.remove_entry(name, &node)?;

@@ -378,3 +378,38 @@ fn lost_pages_are_not_confirmed() {
         assert!(!pager.confirm(2, &page, false));
     }
 }
+
+/// Not page by page: the size is only a number.
+#[test]
+fn seeking_through_a_vast_hole() {
+    let (_, root) = over(1 << 20);
+    let file = root.open_path("lib/big", OpenFlags::READ_WRITE).unwrap();
+    let end = 1 << 62;
+    file.truncate(end).unwrap();
+    assert_eq!(file.seek(SeekFrom::Hole(5)), Ok(25 * 4096));
+    assert_eq!(file.seek(SeekFrom::Data(25 * 4096)), Err(FsError::NoData));
+    write_at(&file, end / 2, b"x").unwrap();
+    assert_eq!(file.seek(SeekFrom::Data(25 * 4096)), Ok(end / 2));
+    assert_eq!(file.seek(SeekFrom::Hole(end / 2)), Ok(end / 2 + 4096));
+}
+
+/// A rename that finds no room leaves both names as they are; one that needs none does not ask for any.
+#[test]
+fn renames_on_a_full_file_system() {
+    const DIRECTORIES: usize = 3;
+    let full = 4096 + 513 + 712 * DIRECTORIES as u64;
+    let (tmpfs, root) = over(full);
+    let base = root.base();
+    root.write("a", b"mine").unwrap();
+    (0..DIRECTORIES).for_each(|n| root.mkdir(&std::format!("{n:0200}")).unwrap());
+    assert_eq!(tmpfs.used_bytes(), full);
+    assert_eq!(base.rename(b"a", &base, b"etc/passwd", RenameMode::Replace), Err(FsError::NoSpace));
+    assert_eq!((root.read("a").unwrap(), root.read("etc/passwd").unwrap()), (b"mine".to_vec(), b"root".to_vec()));
+    assert_eq!(base.rename(b"hosts2", &base, b"a", RenameMode::Replace), Err(FsError::NoSpace));
+    assert_eq!((root.read("a").unwrap(), root.read("hosts2").unwrap().len()), (b"mine".to_vec(), 20));
+    assert_eq!(tmpfs.used_bytes(), full);
+    let (first, second) = (std::format!("{:0200}", 0), std::format!("{:0200}", 1));
+    base.rename(first.as_bytes(), &base, second.as_bytes(), RenameMode::Replace).unwrap();
+    assert_eq!(root.names("/").unwrap().iter().filter(|name| name.len() == 200).count(), DIRECTORIES - 1);
+    assert!(tmpfs.used_bytes() < full);
+}
