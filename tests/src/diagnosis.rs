@@ -32,16 +32,18 @@ fn fatal(test: &str, cpus: u32) -> Result<Run, String> {
     guest::run(&Machine { cpus, time_limit: Some(LIMIT), ..Machine::new(KERNEL, boot) })
 }
 
+/// What the panic beside three others says.
+pub const FOUR_CPUS: [&str; 6] = [
+    "kernel panic on CPU 0",
+    "machine::selftest::fatal::run",
+    "CPU 1: in the kernel, task",
+    "CPU 2: in the kernel, task",
+    "machine::selftest::fatal::busy_work",
+    "CPU 3: idle",
+];
+
 fn panic_of_four_cpus() -> Verdict {
-    let wanted = [
-        "kernel panic on CPU 0",
-        "machine::selftest::fatal::run",
-        "CPU 1: in the kernel, task",
-        "CPU 2: in the kernel, task",
-        "machine::selftest::fatal::busy_work",
-        "CPU 3: idle",
-    ];
-    panicked(fatal("fatal-panic-beside-others", 4), &wanted)
+    panicked(fatal("fatal-panic-beside-others", 4), &FOUR_CPUS)
 }
 
 fn double_fault() -> Verdict {
@@ -57,7 +59,7 @@ fn gs_base() -> Verdict {
 }
 
 /// The machine must have panicked, and its console must say each of these, in this order.
-fn panicked(run: Result<Run, String>, wanted: &[&str]) -> Verdict {
+pub fn panicked(run: Result<Run, String>, wanted: &[&str]) -> Verdict {
     match run {
         Ok(run) => match (&run.report.outcome, missing(&run.output, wanted)) {
             (Outcome::Panicked { .. }, None) => Verdict::Passed,

@@ -7,7 +7,7 @@ use abi::{BootConfig, LogLevel};
 use vmm::{Machine, MachineType, Outcome};
 
 use crate::{
-    guest::{self, IMAGES, KERNEL},
+    guest::{self, IMAGES, KERNEL, Run},
     suite::{Slice, Suite, Verdict},
 };
 
@@ -94,7 +94,7 @@ fn named(test: &str) -> Machine {
 
 /// QEMU's arguments for the disk that the kernel's disk tests expect: each sector full of its own number as
 /// 64-bit words. What is written to it is dropped at the end.
-fn pattern_disk(machine_type: MachineType) -> io::Result<Vec<String>> {
+pub fn pattern_disk(machine_type: MachineType) -> io::Result<Vec<String>> {
     const SECTORS: u64 = 32_768;
     let path = Path::new(IMAGES).join("pattern.disk");
     if fs::metadata(&path).map_or(0, |file| file.len()) != SECTORS * 512 {
@@ -158,10 +158,18 @@ pub fn check(machine: &Machine) -> Verdict {
 
 /// The tests pass, and the console has all of `words`.
 pub fn check_saying(machine: &Machine, words: &[&str]) -> Verdict {
-    let run = match guest::run(machine) {
-        Ok(run) => run,
-        Err(why) => return Verdict::Failed(why),
-    };
+    match guest::run(machine) {
+        Ok(run) => verdict_saying(&run, words),
+        Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// What the machine's tests have reported.
+pub fn verdict(run: &Run) -> Verdict {
+    verdict_saying(run, &[])
+}
+
+fn verdict_saying(run: &Run, words: &[&str]) -> Verdict {
     let tests = &run.report.tests;
     let failed: String =
         tests.iter().filter(|test| !test.ok).map(|test| format!("{}: {}\n", test.name, test.detail)).collect();

@@ -19,6 +19,7 @@ mod kernel;
 mod malformed;
 mod measure;
 mod pressure;
+mod stopped;
 mod suite;
 
 use std::{env, process::ExitCode};
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     block::add(&mut suite);
     balloon::add(&mut suite);
     devices::add(&mut suite);
+    stopped::add(&mut suite);
     suite.select(options.slice, &options.names);
     if options.list {
         suite.list();

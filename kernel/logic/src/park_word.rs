@@ -68,6 +68,11 @@ impl<A: AtomicCell<u8>> ParkWord<A> {
         published
     }
 
+    /// Nobody has ended the park yet. True of a task that is still on its way off its CPU, too.
+    pub fn is_parked(&self) -> bool {
+        matches!(self.word.load(Ordering::SeqCst), PARKED | PARKED_INTERRUPTIBLE)
+    }
+
     /// The task's own: takes the park back. False: somebody has ended it, and owns the task.
     pub fn withdraw(&self, ends: Ends) -> bool {
         self.change(parked(ends), RUNNABLE)
@@ -140,8 +145,11 @@ mod tests {
     #[test]
     fn a_park_is_ended_once_and_says_by_what() {
         let word = word();
+        assert!(!word.is_parked());
         assert!(word.publish(Ends::Interruptible));
+        assert!(word.is_parked());
         assert!(word.end(Ends::Interruptible, Ended::Interrupted));
+        assert!(!word.is_parked());
         assert!(!word.withdraw(Ends::Interruptible) && !word.end(Ends::All, Ended::TimedOut));
         assert_eq!(word.ended(), Ended::Interrupted);
     }

@@ -36,9 +36,18 @@ pub fn in_progress() -> bool {
     PANICKING.load(Ordering::Acquire) != 0
 }
 
+/// Calls of [`print_raw`] that have come to their end.
+static PRINTED: AtomicU32 = AtomicU32::new(0);
+
 /// Prints past every lock.
 pub fn print_raw(text: fmt::Arguments<'_>) {
     let _ = PastLocks.write_fmt(text);
+    PRINTED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Grows as long as somebody prints.
+fn printed() -> u32 {
+    PRINTED.load(Ordering::Relaxed)
 }
 
 /// Whether it is CPU `index` that panics.

@@ -26,9 +26,10 @@ use crate::{
     time,
 };
 
-/// How long the panicking CPU waits for all others together.
-const PATIENCE_NS: u64 = 300_000_000;
-/// How long an NMI's report waits for that of another CPU.
+/// How long the panicking CPU waits for all others together: a busy host may leave one of them out for a
+/// good part of a second.
+const PATIENCE_NS: u64 = 3_000_000_000;
+/// How long an NMI's report waits for that of another CPU, from when that last printed something.
 const TURN_NS: u64 = 1_000_000_000;
 /// The part of a frame that the entry code pushes: general registers, and what the CPU adds.
 const WORDS: usize = (size_of::<TrapFrame>() - offset_of!(TrapFrame, r15)) / 8;
@@ -109,10 +110,15 @@ pub fn report_others(me: usize) {
 /// One CPU after the other; who waits for too long goes ahead.
 fn in_turn(body: impl FnOnce()) {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    let deadline = time::now_ns() + TURN_NS;
+    let mut seen = super::printed();
+    let mut deadline = time::now_ns() + TURN_NS;
     let free = || TAKEN.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
     while !free() && time::now_ns() < deadline {
         core::hint::spin_loop();
+        if super::printed() != seen {
+            seen = super::printed();
+            deadline = time::now_ns() + TURN_NS;
+        }
     }
     body();
     TAKEN.store(false, Ordering::Release);

@@ -160,6 +160,7 @@ fn asleep() -> Result<(), String> {
     for round in 0..20 {
         sleep(MS / 10);
         let cpu = round % percpu::online_count();
+        wait_for(|| task.is_asleep())?;
         check(task.set_affinity(1 << cpu), "mask refused")?;
         sleep(MS / 10);
         task.unpark();

@@ -119,6 +119,11 @@ impl Task {
         self.weight.load(Ordering::Relaxed)
     }
 
+    /// It sleeps, and has left its CPU.
+    pub fn is_asleep(&self) -> bool {
+        self.wake.is_parked() && !self.on_cpu.load(Ordering::Acquire)
+    }
+
     /// The CPU it runs on, or waits for, or ran on last.
     pub fn cpu_number(&self) -> usize {
         self.cpu.load(Ordering::Relaxed) as usize
