@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,6 +13,7 @@ use vmm::{ImageAs, Machine};
 use crate::{
     gaps,
     guest::{self, IMAGES},
+    pressure,
     suite::{Slice, Suite, Verdict},
 };
 
@@ -20,10 +21,17 @@ const BUILT: &str = "build/conformance";
 /// The slowest of them waits for a hundred timer signals under QEMU's translator.
 const LIMIT_S: u64 = 90;
 
+/// Seeds of [`fuzzed`], and in how many CPUs' machine.
+const FUZZED: [(u64, u32, Slice); 4] =
+    [(1, 2, Slice::Quick), (2, 1, Slice::Default), (3, 2, Slice::Default), (4, 4, Slice::Full)];
+
 /// How each program was built; the first is the one that quick runs take.
 const VARIANTS: [&str; 3] = ["musl", "static", "dynamic"];
 
 pub fn add(suite: &mut Suite) {
+    for (seed, cpus, slice) in FUZZED {
+        suite.add(slice, format!("fuzz/calls/{cpus}-cpu/seed-{seed}"), move || fuzzed(seed, cpus));
+    }
     for program in programs() {
         for (index, variant) in VARIANTS.into_iter().enumerate() {
             // Both ways of having an image are tried, and the plainest programs need no disk.
@@ -44,6 +52,25 @@ pub fn add(suite: &mut Suite) {
                 });
             }
         }
+    }
+}
+
+/// System calls with arguments that make little sense, by several threads: whatever they answer, the
+/// program goes on to its end, and so does the machine. FUZZ_SEED and FUZZ_CALLS try others, and more.
+fn fuzzed(seed: u64, cpus: u32) -> Verdict {
+    const CALLS: u64 = 4000;
+    let number = |name: &str, usual| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual);
+    let (seed, calls) = (number("FUZZ_SEED", seed), number("FUZZ_CALLS", CALLS));
+    let run = guest::compiled("fuzz-calls").and_then(|program| {
+        let mut machine = guest::machine("/program", LIMIT_S);
+        machine.boot.args = [seed, calls, 3].iter().map(u64::to_string).collect();
+        let image = guest::image(pressure::image_of(&program)?, ImageAs::Module);
+        guest::run(&Machine { cpus, image, ..machine })
+    });
+    match run {
+        Ok(run) if run.exit_code() == Some(0) => Verdict::Passed,
+        Ok(run) => run.fail(format!("ended as {:?}", run.report.outcome)),
+        Err(why) => Verdict::Failed(why),
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
 
 mod files;
 mod futexes;
+mod fuzz;
 mod loading;
 mod signals;
 

@@ -79,6 +79,6 @@ pub fn getitimer(cx: &mut Ctx<'_>, which: i32, out: Addr) -> SysResult {
 /// alarm(2): gives the seconds that were left, rounded, but 1 for what is left of the last.
 pub fn alarm(cx: &mut Ctx<'_>, seconds: u32) -> SysResult {
     let before = set(cx, Setting { value_ns: u64::from(seconds) * NS_PER_S, interval_ns: 0 })?;
-    let rounded = (before.value_ns + NS_PER_S / 2) / NS_PER_S;
+    let rounded = before.value_ns.saturating_add(NS_PER_S / 2) / NS_PER_S;
     Ok(rounded.max(u64::from(before.value_ns > 0)))
 }
