@@ -2,7 +2,7 @@
 //!
 //! `loom` gives sequentially consistent loads and stores no more than acquire and release; it orders
 //! read-modify-writes in full, so [`Cell`] puts these in their place.
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use logic::{
     atomic::AtomicCell,
@@ -13,8 +13,8 @@ use logic::{
 use loom::{
     model::Builder,
     sync::{
-        Notify,
-        atomic::{AtomicUsize, Ordering},
+        Mutex, Notify,
+        atomic::{AtomicUsize, Ordering, fence},
     },
     thread,
 };
@@ -244,6 +244,114 @@ fn an_interrupt_leaves_an_uninterruptible_park_alone() {
     });
 }
 
+/// `rt::sync::WaitQueue`, whose wakers and leavers look at numbers before they take its lock. Mirrors that
+/// file; change both together.
+struct WaitQueue {
+    waiters: Mutex<Waiters>,
+    count: AtomicUsize,
+    unwoken: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Waiters {
+    tasks: VecDeque<(usize, Arc<Task>)>,
+    next_ticket: usize,
+}
+
+impl WaitQueue {
+    fn new() -> Self {
+        Self { waiters: Mutex::new(Waiters::default()), count: AtomicUsize::new(0), unwoken: AtomicUsize::new(0) }
+    }
+
+    fn add(&self, task: &Arc<Task>) -> usize {
+        let mut waiters = self.waiters.lock().unwrap();
+        let ticket = waiters.next_ticket;
+        waiters.next_ticket += 1;
+        waiters.tasks.push_back((ticket, task.clone()));
+        self.count.store(waiters.tasks.len(), Ordering::Relaxed);
+        drop(waiters);
+        fence(Ordering::SeqCst);
+        ticket
+    }
+
+    fn leave(&self, ticket: usize) {
+        if self.unwoken.load(Ordering::Acquire) <= ticket {
+            let mut waiters = self.waiters.lock().unwrap();
+            waiters.tasks.retain(|waiter| waiter.0 != ticket);
+            self.count.store(waiters.tasks.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn wait_until(&self, task: &Arc<Task>, ready: impl Fn() -> bool) {
+        if ready() {
+            return;
+        }
+        loop {
+            let ticket = self.add(task);
+            if ready() {
+                return self.leave(ticket);
+            }
+            task.sleep(Ends::All);
+            self.leave(ticket);
+            if ready() {
+                return;
+            }
+        }
+    }
+
+    fn wake_one(&self) {
+        fence(Ordering::SeqCst);
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut waiters = self.waiters.lock().unwrap();
+        let Some((ticket, task)) = waiters.tasks.pop_front() else { return };
+        self.count.store(waiters.tasks.len(), Ordering::Relaxed);
+        self.unwoken.store(ticket + 1, Ordering::Release);
+        drop(waiters);
+        task.unpark();
+    }
+}
+
+/// The second wait begins while a wake-up of the first may be on its way.
+#[test]
+fn a_waiter_sees_what_it_waits_for_or_is_woken() {
+    check(2, || {
+        let shared = Arc::new((WaitQueue::new(), [AtomicUsize::new(0), AtomicUsize::new(0)]));
+        let wakers = [0, 1].map(|which| {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                shared.1[which].store(1, Ordering::Relaxed);
+                shared.0.wake_one();
+            })
+        });
+        let task = Task::new();
+        for done in &shared.1 {
+            shared.0.wait_until(&task, || done.load(Ordering::Relaxed) != 0);
+        }
+        wakers.into_iter().for_each(|waker| waker.join().unwrap());
+    });
+}
+
+/// `rt::sync::Mutex`, but for the turn of those that starve: a lock given back wakes one, and whoever was
+/// woken for nothing is woken again by who was faster.
+#[test]
+fn each_of_several_gets_the_lock() {
+    check(2, || {
+        let shared = Arc::new((WaitQueue::new(), AtomicUsize::new(0)));
+        let own_it = |shared: &(WaitQueue, AtomicUsize)| {
+            let (queue, held) = shared;
+            let take = || held.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+            queue.wait_until(&Task::new(), take);
+            held.store(0, Ordering::Release);
+            queue.wake_one();
+        };
+        let others = [with(&shared, own_it), with(&shared, own_it)];
+        own_it(&shared);
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}
+
 /// A CPU's mailbox: items are 1, 2, …, each with its link; an interrupt is sent to an empty mailbox.
 struct Mail {
     stack: MailStack<usize, Cell>,
@@ -414,5 +522,39 @@ fn no_cpu_leaves_idle_with_a_translation_of_a_freed_frame() {
             thread::yield_now();
         }
         unmapper.join().unwrap();
+    });
+}
+
+/// A requester that halts until it is told of the answer: `tlb::halt_unless` and `tlb::acknowledge`.
+struct Answer {
+    acknowledged: Cell,
+    halted: Cell,
+    interrupts: Cell,
+    interrupt: Notify,
+}
+
+#[test]
+fn who_halts_for_an_answer_is_told_of_it() {
+    check(4, || {
+        let answer = Arc::new(Answer {
+            acknowledged: Cell::new(0),
+            halted: Cell::new(0),
+            interrupts: Cell::new(0),
+            interrupt: Notify::new(),
+        });
+        let other = with(&answer, |answer| {
+            answer.acknowledged.set(1);
+            if answer.halted.get() != 0 {
+                answer.interrupts.set(1);
+                answer.interrupt.notify();
+            }
+        });
+        answer.halted.set(1);
+        if answer.acknowledged.get() == 0 {
+            while answer.interrupts.get() == 0 {
+                answer.interrupt.wait();
+            }
+        }
+        other.join().unwrap();
     });
 }
