@@ -33,6 +33,7 @@ const TIMING_TESTS: &[Test] = &[
     ("preemption", preemption::preemption),
     ("fairness", preemption::fairness),
     ("late-comer", preemption::late_comer),
+    ("nicest", preemption::nicest),
     ("mask-changes", placement::mask_changes),
     ("wake-on-another-cpu", placement::wake_on_another_cpu),
     ("woken-together", placement::woken_together),

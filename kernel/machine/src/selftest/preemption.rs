@@ -74,11 +74,11 @@ pub fn preemption() -> Result<(), String> {
 }
 
 /// CPU time of loops with these nice levels after a while.
-fn shares(nices: &[i8]) -> Result<Vec<u64>, String> {
+fn shares(nices: &[i8], while_ns: u64) -> Result<Vec<u64>, String> {
     with_spinners(nices, 1, |apps| {
         let used = || apps.iter().map(|app| app.task.cpu_time_ns());
         let before: Vec<u64> = used().collect();
-        sleep(400 * MS);
+        sleep(while_ns);
         Ok(used().zip(before).map(|(after, before)| after - before).collect())
     })
 }
@@ -87,7 +87,7 @@ fn shares(nices: &[i8]) -> Result<Vec<u64>, String> {
 /// virtual. Elsewhere the host takes time from either as it likes, and this shows that none starves.
 pub fn fairness() -> Result<(), String> {
     for nices in [[0, 0], [0, 5], [-5, -1]] {
-        let got = shares(&nices)?;
+        let got = shares(&nices, 400 * MS)?;
         let weights = nices.map(|nice| u64::from(logic::run_queue::weight(nice)));
         let expected = weights[0] * 1000 / weights[1];
         let ratio = got[0] * 1000 / got[1].max(1);
@@ -96,6 +96,12 @@ pub fn fairness() -> Result<(), String> {
         check(if time::is_exact() { fair } else { got.iter().all(|&ns| ns > MS) }, &what)?;
     }
     Ok(())
+}
+
+/// A slice of the nicest loop puts it 200 ms behind an ordinary one: it has its turn again then.
+pub fn nicest() -> Result<(), String> {
+    let got = shares(&[0, 19], 700 * MS)?;
+    check(!time::is_exact() || got[1] > 8 * MS, &format!("the nicest loop got {} ns", got[1]))
 }
 
 /// A loop that has had the CPU alone for long shares it with the next one that comes, and need not wait

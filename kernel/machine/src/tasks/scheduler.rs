@@ -513,12 +513,27 @@ pub fn timer_fired(now_ns: u64) {
     // A wake-up may just have missed that a CPU became idle: once a slice, what waits is offered again.
     let helper = if others { idle::helper(cpu.index.get() as usize, &queue) } else { None };
     drop(queue);
+    if others && !cpu.reschedule.load(Ordering::Relaxed) {
+        charge_slice(cpu);
+    }
     if let Some(helper) = helper {
         idle::offer(helper);
     }
     local.armed.store(u64::MAX, Ordering::Relaxed);
     local.armed_for_slice.store(false, Ordering::Relaxed);
     rearm(cpu, local, others);
+}
+
+/// The running task goes on although others wait, since they are ahead: it is charged slice by slice, as
+/// [`run_queue::charge_ns`] counts no more than a few at once, and one far enough ahead would wait for ever.
+fn charge_slice(cpu: &PerCpu) {
+    if core::ptr::eq(cpu.current.get(), cpu.idle_task.get()) {
+        return;
+    }
+    let ran_ticks = time::counter().wrapping_sub(cpu.running_since.load(Ordering::Relaxed));
+    if time::ticks_to_ns(ran_ticks) >= SLICE_NS {
+        account(cpu, current_ref());
+    }
 }
 
 /// Arms the CPU's timer for the nearest of its deadlines and, if `others` wait for the CPU, the
