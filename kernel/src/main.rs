@@ -46,6 +46,7 @@ fn kernel_main(info: BootInfo) -> ! {
     }
     let counter_at_entry = machine::time::counter();
     boot::init_time(config.exact, config.seed);
+    log::info!("{}", cpu::Features);
     phase_at(&config, "entry", boot::entered_at());
     phase_at(&config, "kernel", counter_at_entry);
     let firmware = boot::firmware::read(&info);

@@ -8,6 +8,12 @@ use std::{
 };
 
 use abi::{BootConfig, LogLevel};
+use image::{
+    Cache,
+    app::{self, Jar},
+    jdk::{Jdk, Wanted},
+    progress::Silent,
+};
 use vmm::{Event, Image, ImageAs, Machine, Outcome, Report};
 
 use crate::suite::Verdict;
@@ -129,6 +135,27 @@ pub fn compiled(name: &str) -> Result<PathBuf, String> {
         return Err(format!("musl-gcc: {}", String::from_utf8_lossy(&ended.stderr)));
     }
     Ok(program)
+}
+
+/// The image of a Java app on JDK 17, as `demitasse run` makes it, with these options of the JVM.
+pub fn java_image(app: &str, jvm_arguments: &[&str]) -> Result<PathBuf, String> {
+    const JVM_HOST: &str = "build/jvm-host";
+    image_folder()?;
+    let jar = format!("build/java-apps/{app}.jar");
+    let options: String = jvm_arguments.concat().chars().filter(|letter| letter.is_alphanumeric()).collect();
+    let path = Path::new(IMAGES).join(format!("java-{app}-{options}.erofs"));
+    let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let parts = [JVM_HOST, &jar].map(|part| modified(Path::new(part)));
+    if modified(&path).is_some_and(|built| parts.iter().all(|part| part.is_some_and(|part| part <= built))) {
+        return Ok(path);
+    }
+    let jar = Jar::open(Path::new(&jar)).map_err(|error| error.to_string())?;
+    let cache = Cache::open().map_err(|error| error.to_string())?;
+    let jdk = Jdk::obtain(&Wanted::Version(17), &cache, &Silent).map_err(|error| error.to_string())?;
+    let jvm_arguments: Vec<String> = jvm_arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let tree = app::tree(&jar, &jdk, Path::new(JVM_HOST), &jvm_arguments).map_err(|error| error.to_string())?;
+    image::erofs::write_file(&tree, &path, &|_| {}).map_err(|error| error.to_string())?;
+    Ok(path)
 }
 
 /// Makes the folder for test images.

@@ -7,6 +7,7 @@
 
 mod balloon;
 mod block;
+mod bochs;
 mod boot;
 mod command;
 mod conformance;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
     balloon::add(&mut suite);
     devices::add(&mut suite);
     stopped::add(&mut suite);
+    bochs::add(&mut suite);
     suite.select(options.slice, &options.names);
     if options.list {
         suite.list();

@@ -137,6 +137,9 @@ pub fn flush() {
     if sink != SERIAL && serial::is_present() {
         emit_early_to_serial();
     }
+    if serial::is_present() {
+        serial::flush();
+    }
 }
 
 /// Keeps other writers out: for the machine's last words.

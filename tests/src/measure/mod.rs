@@ -17,12 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use image::{
-    Cache, Tree,
-    app::{self, Jar},
-    jdk::{Jdk, Wanted},
-    progress::Silent,
-};
+use image::{Tree, app};
 use vmm::{ImageAs, Machine, MachineType};
 
 use crate::guest::{self, IMAGES, KERNEL};
@@ -30,8 +25,6 @@ use crate::guest::{self, IMAGES, KERNEL};
 /// A copy of the kernel: a build meanwhile must not mix two of them into one table.
 const MEASURED_KERNEL: &str = "build/test-images/measured-kernel.elf";
 const MIB: u64 = 1 << 20;
-const JVM_HOST: &str = "build/jvm-host";
-const HELLO_JAR: &str = "build/java-apps/hello.jar";
 /// The options that the comparison systems were measured with.
 const SERIAL_C1: [&str; 2] = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 /// The image is a boot module in exact runs and takes this much of it.
@@ -123,8 +116,8 @@ impl Subject {
     fn machine(self, given_as: ImageAs) -> Result<Machine, String> {
         let (init, image) = match self {
             Self::Hello => ("/hello", hello_image()?),
-            Self::JavaSerialC1 => (app::JVM_HOST, java_image("java-serial-c1", &SERIAL_C1)?),
-            Self::JavaDefault => (app::JVM_HOST, java_image("java-default", &[])?),
+            Self::JavaSerialC1 => (app::JVM_HOST, guest::java_image("hello", &SERIAL_C1)?),
+            Self::JavaDefault => (app::JVM_HOST, guest::java_image("hello", &[])?),
         };
         let mut machine = guest::machine(init, 300);
         machine.kernel = MEASURED_KERNEL.into();
@@ -141,22 +134,6 @@ fn hello_image() -> Result<PathBuf, String> {
     let path = Path::new(IMAGES).join("measure-hello.erofs");
     let mut tree = Tree::new();
     tree.add_file("/hello", "build/conformance/hello-musl", 0o755).map_err(|error| error.to_string())?;
-    image::erofs::write_file(&tree, &path, &|_| {}).map_err(|error| error.to_string())?;
-    Ok(path)
-}
-
-fn java_image(name: &str, jvm_arguments: &[&str]) -> Result<PathBuf, String> {
-    let path = Path::new(IMAGES).join(format!("measure-{name}.erofs"));
-    let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let parts = [JVM_HOST, HELLO_JAR].map(|part| modified(Path::new(part)));
-    if modified(&path).is_some_and(|built| parts.iter().all(|part| part.is_some_and(|part| part <= built))) {
-        return Ok(path);
-    }
-    let jar = Jar::open(Path::new(HELLO_JAR)).map_err(|error| error.to_string())?;
-    let cache = Cache::open().map_err(|error| error.to_string())?;
-    let jdk = Jdk::obtain(&Wanted::Version(17), &cache, &Silent).map_err(|error| error.to_string())?;
-    let jvm_arguments: Vec<String> = jvm_arguments.iter().map(|&argument| argument.to_owned()).collect();
-    let tree = app::tree(&jar, &jdk, Path::new(JVM_HOST), &jvm_arguments).map_err(|error| error.to_string())?;
     image::erofs::write_file(&tree, &path, &|_| {}).map_err(|error| error.to_string())?;
     Ok(path)
 }

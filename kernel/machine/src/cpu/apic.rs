@@ -102,6 +102,10 @@ pub fn use_tsc_deadline() {
     }
 }
 
+pub fn is_x2apic() -> bool {
+    X2APIC.load(Ordering::Relaxed)
+}
+
 /// Whether timers are armed by [`arm_at`], else by [`arm_after`].
 #[inline]
 pub fn has_tsc_deadline() -> bool {

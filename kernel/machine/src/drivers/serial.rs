@@ -17,6 +17,8 @@ const LINE_STATUS: u16 = BASE + 5;
 const SCRATCH: u16 = BASE + 7;
 const DATA_READY: u8 = 1;
 const TRANSMIT_EMPTY: u8 = 1 << 5;
+/// The FIFO is empty and the last bit has left.
+const TRANSMITTER_IDLE: u8 = 1 << 6;
 /// Bytes the transmit FIFO takes once it is empty.
 const FIFO_BYTES: usize = 16;
 /// Both FIFOs on and emptied; an interrupt at eight received bytes, or when no more come for the time of
@@ -88,6 +90,12 @@ pub fn write(bytes: &[u8]) {
             write_port(DATA, byte);
         }
     }
+}
+
+/// Waits until the last byte has left: a machine that is switched off sends no more. Not for ever.
+pub fn flush() {
+    const PATIENCE: usize = 100_000;
+    let _ = (0..PATIENCE).find(|_| read_port(LINE_STATUS) & TRANSMITTER_IDLE != 0);
 }
 
 /// A received byte, if there is one.
