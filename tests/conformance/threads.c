@@ -208,6 +208,16 @@ static void preemption(void)
         pthread_join(threads[i], NULL);
 }
 
+/* Whatever nice level the tests run at: NULL unless this thread, and it alone, becomes one level nicer. */
+static void *nicer(void *argument)
+{
+    errno = 0;
+    int before = getpriority(PRIO_PROCESS, 0);
+    int after = before < 19 ? before + 1 : 19;
+    int good = errno == 0 && setpriority(PRIO_PROCESS, 0, after) == 0 && getpriority(PRIO_PROCESS, 0) == after;
+    return good && getpriority(PRIO_PROCESS, *(id_t *)argument) == before ? argument : NULL;
+}
+
 static void attributes(void)
 {
     char name[16];
@@ -224,7 +234,11 @@ static void attributes(void)
     CPU_ZERO(&one);
     CHECK_FAILS("no CPU at all", sched_setaffinity(0, sizeof one, &one), EINVAL);
     CHECK("sched_yield", sched_yield() == 0);
-    CHECK("getpriority", (errno = 0, getpriority(PRIO_PROCESS, 0)) == 0);
+    id_t process = (id_t)getpid();
+    pthread_t other;
+    void *result = NULL;
+    NEED(pthread_create(&other, NULL, nicer, &process) == 0 && pthread_join(other, &result) == 0);
+    CHECK("a thread's priority is its own", result != NULL);
     CHECK("the policy is SCHED_OTHER", syscall(SYS_sched_getscheduler, 0) == SCHED_OTHER);
     struct rlimit limit;
     CHECK("the stack limit is known", getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur >= 1 << 20);
