@@ -141,7 +141,8 @@ fn force(_: usize) {
 /// the CPU from each 10,000 times in all.
 pub fn vector_state() -> Result<(), String> {
     static VECTOR: AtomicU8 = AtomicU8::new(0);
-    const AVX_STATE: u64 = 4;
+    const AVX_STATE: u64 = 0x4;
+    const AVX512_STATE: u64 = 0xe0;
     if VECTOR.load(SeqCst) == 0 {
         VECTOR.store(irq::allocate(force, 0).ok_or("no vector left")?, SeqCst);
     }
@@ -149,7 +150,8 @@ pub fn vector_state() -> Result<(), String> {
         SPACE.map(OWNER, request(4096, Prot::READ | Prot::WRITE, Placement::Anywhere)).map_err(|e| format!("{e:?}"))?;
     let write = |at: u64, value: u64| rt().user().write(at, &value.to_le_bytes()).map_err(|_| "control words");
     write(stop, 0)?;
-    write(stop + 8, features::xcr0() & AVX_STATE)?;
+    let has = |state| features::xcr0() & state == state;
+    write(stop + 8, u64::from(has(AVX_STATE)) + u64::from(has(AVX_STATE | AVX512_STATE)))?;
     tasks::current().set_affinity(1);
     let start = |pattern| App::start(&raw const snippet_vectors, [pattern, stop], 1);
     let apps = [start(0x1234_0000_2000)?, start(0x4321_0000_4000)?, start(0x7777_0000_6000)?];

@@ -199,10 +199,10 @@ snippet_spin:
     .endr
     jmp snippet_spin
 
-# rdi: the task's own pattern; rsi: address of a stop word, and after it a word that is not 0 where
-# there are ymm registers. Keeps the pattern, plus the register's number, in each xmm register (both
-# halves), in the upper halves of the ymm registers, in seven x87 registers and in MXCSR, without a call,
-# while others run.
+# rdi: the task's own pattern; rsi: address of a stop word, and after it a word that is 1 where there are
+# ymm registers, 2 where there is AVX-512, else 0. Keeps the pattern, plus the register's number, in each
+# xmm register (both halves), in the upper halves of the ymm and zmm registers, in zmm16 to zmm31, in the
+# mask registers, in seven x87 registers and in MXCSR, without a call, while others run.
 snippet_vectors:
     sub $256, %rsp
     .irp n, 0, 1, 2, 3, 4, 5, 6
@@ -227,6 +227,19 @@ snippet_vectors:
     .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     vinsertf128 $1, %xmm\n, %ymm\n, %ymm\n
     .endr
+    cmp $2, %r8
+    jb 3f
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vinserti64x4 $1, %ymm\n, %zmm\n, %zmm\n
+    .endr
+    .irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    lea \n(%rdi), %rax
+    vpbroadcastq %rax, %zmm\n
+    .endr
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7
+    lea \n(%rdi), %eax
+    kmovw %eax, %k\n
+    .endr
 3:  .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     lea \n(%rdi), %rax
     movups %xmm\n, (%rsp)
@@ -243,6 +256,30 @@ snippet_vectors:
     cmp %rax, (%rsp)
     jne 5f
     cmp %rax, 8(%rsp)
+    jne 5f
+    .endr
+    cmp $2, %r8
+    jb 4f
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    lea \n(%rdi), %rax
+    vextracti64x4 $1, %zmm\n, (%rsp)
+    cmp %rax, (%rsp)
+    jne 5f
+    cmp %rax, 24(%rsp)
+    jne 5f
+    .endr
+    .irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    lea \n(%rdi), %rax
+    vmovdqu64 %zmm\n, (%rsp)
+    cmp %rax, (%rsp)
+    jne 5f
+    cmp %rax, 56(%rsp)
+    jne 5f
+    .endr
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7
+    lea \n(%rdi), %eax
+    kmovw %k\n, %ecx
+    cmp %ax, %cx
     jne 5f
     .endr
 4:  .irp n, 0, 1, 2, 3, 4, 5, 6
