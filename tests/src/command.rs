@@ -98,8 +98,8 @@ fn cache() -> Result<(), String> {
         for ended in runs() {
             let ended = ended??;
             if ended.status.code() != Some(0) || ended.stdout != b"hello\n" {
-                let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-                return Err(format!("image {image_is}: {}\n{said}", ended.status));
+                let [output, said] = [&ended.stdout, &ended.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+                return Err(format!("image {image_is}: {}\n{output}{said}", ended.status));
             }
         }
         let left = fs::read_dir(cache.join("images")).map_err(|error| error.to_string())?;
