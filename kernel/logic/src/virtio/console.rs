@@ -213,6 +213,11 @@ impl<T: Transport, D: Dma> Console<T, D> {
         self.output.is_some()
     }
 
+    /// The host has not got round to what it was told about ports. Ask [`Console::work`] first.
+    pub fn host_is_behind(&self) -> bool {
+        self.control.as_ref().is_some_and(Control::is_sending)
+    }
+
     pub fn wants_terminal(&self) -> bool {
         self.terminal.is_some()
     }

@@ -3,38 +3,40 @@
 use logic::cmos_clock::{REGISTERS, decode};
 use x86_64::instructions::port::Port;
 
-use crate::cpu::exits;
+use crate::{cpu::exits, time};
 
 const STATUS_A: u8 = 0x0a;
 const STATUS_B: u8 = 0x0b;
 const UPDATE_IN_PROGRESS: u8 = 0x80;
-/// An update lasts 2 ms at most, and a port read about a microsecond.
-const PATIENCE: u32 = 20_000;
+/// An update lasts 2 ms at most; but QEMU ends it when it gets round to its timers, on a busy host much later.
+const PATIENCE_NS: u64 = 2_000_000_000;
 
 /// Nanoseconds since 1970. None: there is no such clock (microvm without `rtc=on`, Firecracker).
 pub fn read_epoch_ns() -> Option<u64> {
+    // 0xff in every register: nobody there.
+    if cmos(STATUS_A) == 0xff && cmos(STATUS_B) == 0xff {
+        return None;
+    }
+    let deadline = time::now_ns() + PATIENCE_NS;
     // Twice the same, so that no update came between.
-    let mut before = snapshot()?;
-    for _ in 0..4 {
-        let now = snapshot()?;
+    let mut before = snapshot(deadline)?;
+    loop {
+        let now = snapshot(deadline)?;
         if now == before {
             return decode(now, cmos(STATUS_B)).map(|seconds| seconds * 1_000_000_000);
         }
         before = now;
     }
-    None
 }
 
-fn snapshot() -> Option<[u8; 6]> {
-    let mut left = PATIENCE;
+/// None: it takes too long.
+fn snapshot(deadline: u64) -> Option<[u8; 6]> {
     while cmos(STATUS_A) & UPDATE_IN_PROGRESS != 0 {
-        left = left.checked_sub(1)?;
-        // 0xff in every register: nobody there.
-        if left == PATIENCE - 4 && cmos(STATUS_B) == 0xff {
+        if time::now_ns() >= deadline {
             return None;
         }
     }
-    Some(REGISTERS.map(cmos))
+    (time::now_ns() < deadline).then(|| REGISTERS.map(cmos))
 }
 
 fn cmos(register: u8) -> u8 {

@@ -27,8 +27,10 @@ use crate::{
     time,
 };
 
-/// How long the device may take to tell its ports' names.
+/// How long the device may take to tell its ports' names, once it has got round to being asked; and how
+/// long all of it may take, on a host that has much else to do.
 const START_PATIENCE_NS: u64 = 250_000_000;
+const BUSY_HOST_PATIENCE_NS: u64 = 3_000_000_000;
 /// How long the host may take to read what it was given, before the device is stopped for a while.
 const QUIESCE_PATIENCE_NS: u64 = 1_000_000_000;
 /// How long a panic or an NMI waits for a host that does not read, or for who has the device.
@@ -81,11 +83,16 @@ pub fn start(found: Found, terminal: bool) -> Result<Arc<dyn Quiesce>, VirtioErr
 
 /// Listens until the ports are there that may come, or it takes too long.
 fn find_ports(device: &mut Device, terminal: bool) -> Result<(), VirtioError> {
-    let deadline = time::now_ns() + START_PATIENCE_NS;
+    let start = time::now_ns();
+    let mut asked = start;
     loop {
         device.work()?;
         let complete = device.is_open() == device.may_have_port() && device.has_terminal() == terminal;
-        if complete || time::now_ns() >= deadline {
+        let now = time::now_ns();
+        if device.host_is_behind() {
+            asked = now;
+        }
+        if complete || now >= asked + START_PATIENCE_NS || now >= start + BUSY_HOST_PATIENCE_NS {
             return Ok(());
         }
         core::hint::spin_loop();

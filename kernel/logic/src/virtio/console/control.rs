@@ -86,6 +86,11 @@ impl<D: Dma> Control<D> {
     }
 
     /// Takes the device's messages in, each of which `answer` may answer, and sends the next answer.
+    /// The device has not taken yet what was sent last.
+    pub fn is_sending(&self) -> bool {
+        self.busy
+    }
+
     pub fn exchange(
         &mut self,
         transport: &mut impl Transport,
