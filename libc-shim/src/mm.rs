@@ -167,8 +167,19 @@ pub fn munmap(cx: &mut Ctx<'_>, at: Addr, len: u64) -> SysResult {
         return Err(EINVAL);
     }
     let len = page_len(len).filter(|len| at.0.checked_add(*len).is_some_and(|end| end <= SPACE_END)).ok_or(EINVAL)?;
-    rt().address_space().unmap(cx.program().owner, at.0, len)?;
+    let owner = cx.program().owner;
+    // A hole makes two mappings of one, without which memory can always be given back (munmap(2)).
+    if rt().draw_budget().is_err() && makes_hole(owner, at.0, at.0 + len) {
+        return Err(ENOMEM);
+    }
+    rt().address_space().unmap(owner, at.0, len)?;
     Ok(0)
+}
+
+fn makes_hole(owner: ProgramId, start: u64, end: u64) -> bool {
+    let mut inside = false;
+    rt().address_space().regions(owner, &mut |region| inside |= region.start < start && end < region.end);
+    inside
 }
 
 /// A range of mprotect, madvise and their like: aligned start, length rounded up, inside the half.
@@ -233,6 +244,10 @@ pub fn madvise(cx: &mut Ctx<'_>, at: Addr, len: u64, advice: Advice) -> SysResul
     }
     if len == 0 {
         return Ok(0);
+    }
+    // What is kept of a part of a mapping makes several of one.
+    if matches!(advice.0, Advice::HUGEPAGE | Advice::NOHUGEPAGE) {
+        rt().draw_budget()?;
     }
     match advice.0 {
         // Deviation: MADV_FREE gives the pages back at once, which it may at any time.

@@ -22,10 +22,42 @@ pub fn add(suite: &mut Suite) {
         let name = format!("pressure/memory-exhausted/by-{how}/{cpus}-cpu");
         suite.add(Slice::Default, name, move || exhausted(how, cpus));
     }
+    for kind in OBJECTS {
+        suite.add(Slice::Default, format!("pressure/objects-exhausted/{kind}"), move || objects_exhausted(kind));
+    }
     suite.add(Slice::Default, "pressure/java-hello-in-48-mib", || java::hello(17, 1, &["--memory", "48M"]));
     for cpus in [1, 2] {
         let title = format!("java/17/microvm/{cpus}-cpu/hello");
         suite.add(Slice::Default, title, move || java::hello(17, cpus, &["--machine", "microvm"]));
+    }
+}
+
+/// What `tests/guest/exhaust-objects.c` makes.
+const OBJECTS: [&str; 10] = [
+    "holes",
+    "protections",
+    "event-counters",
+    "pipes",
+    "timer-files",
+    "watches",
+    "directories",
+    "timers",
+    "signals",
+    "threads",
+];
+
+/// A program makes kernel objects until it is refused, and goes on: or it is ended for want of memory.
+fn objects_exhausted(kind: &str) -> Verdict {
+    let run = guest::compiled("exhaust-objects").and_then(|program| {
+        let mut machine = guest::machine("/program", LIMIT_S);
+        machine.boot.args = vec![kind.into()];
+        let image = guest::image(image_of(&program)?, ImageAs::Disk);
+        guest::run(&Machine { cpus: 2, memory_bytes: 48 * MIB, machine_type: MachineType::Q35, image, ..machine })
+    });
+    match run {
+        Ok(run) if matches!(run.exit_code(), Some(0 | KILLED)) => Verdict::Passed,
+        Ok(run) => run.fail(format!("ended as {:?}", run.report.outcome)),
+        Err(why) => Verdict::Failed(why),
     }
 }
 
