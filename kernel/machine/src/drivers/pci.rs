@@ -36,11 +36,9 @@ const PART_BYTES: u32 = 4 << 20;
 
 enum Access {
     Ports,
-    /// A window for each bus that was asked for.
-    Ecam(Ecam, BTreeMap<u8, Window>),
+    /// A window for each function that was asked for: a whole bus would be 256 pages to map.
+    Ecam(Ecam, BTreeMap<Address, Window>),
 }
-
-const BUS_BYTES: u32 = 1 << 20;
 
 /// A function that was switched on.
 #[derive(Clone, Copy)]
@@ -203,8 +201,8 @@ impl Access {
                 // good has them under a lock.
                 unsafe { Port::new(DATA_PORT).read() }
             }
-            Self::Ecam(ecam, windows) => match bus(ecam, windows, at.bus) {
-                Some(window) => window.read32(place(at, offset)),
+            Self::Ecam(ecam, windows) => match window(ecam, windows, at) {
+                Some(window) => window.read32(u32::from(offset)),
                 None => u32::MAX,
             },
         }
@@ -219,17 +217,12 @@ impl Access {
                 unsafe { Port::new(DATA_PORT).write(value) }
             }
             Self::Ecam(ecam, windows) => {
-                if let Some(window) = bus(ecam, windows, at.bus) {
-                    window.write32(place(at, offset), value);
+                if let Some(window) = window(ecam, windows, at) {
+                    window.write32(u32::from(offset), value);
                 }
             }
         }
     }
-}
-
-/// A register's place in its bus's part of the ECAM.
-fn place(at: Address, offset: u16) -> u32 {
-    u32::from(at.device) << 15 | u32::from(at.function) << 12 | u32::from(offset)
 }
 
 /// For 32-bit and for 64-bit BARs: what the tables give away, else what is known to be free.
@@ -261,8 +254,8 @@ fn ports_answer() -> bool {
     }
 }
 
-fn bus<'w>(ecam: &Ecam, windows: &'w mut BTreeMap<u8, Window>, bus: u8) -> Option<&'w Window> {
-    let there = (ecam.first_bus..=ecam.last_bus).contains(&bus);
-    let map = || Window::map(ecam.base + u64::from(bus) * u64::from(BUS_BYTES), BUS_BYTES);
-    there.then(|| &*windows.entry(bus).or_insert_with(map))
+fn window<'w>(ecam: &Ecam, windows: &'w mut BTreeMap<Address, Window>, at: Address) -> Option<&'w Window> {
+    let there = (ecam.first_bus..=ecam.last_bus).contains(&at.bus);
+    let offset = u64::from(at.bus) << 20 | u64::from(at.device) << 15 | u64::from(at.function) << 12;
+    there.then(|| &*windows.entry(at).or_insert_with(|| Window::map(ecam.base + offset, 4096)))
 }
