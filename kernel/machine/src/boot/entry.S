@@ -18,6 +18,16 @@ pvh_start:
     cld
     mov $boot_stack_top - 4, %esp
     mov %ebx, boot_info
+    # RAM that ends within the image: what follows, even the code that reads the memory map, may not be
+    # there. The image's last word (__kernel_end - KERNEL_BASE - 4) has to keep what it is given.
+    mov $__kernel_end + 0x7ffffffc, %esi
+    mov (%esi), %eax
+    not %eax
+    mov %eax, (%esi)
+    cmp %eax, (%esi)
+    jne no_ram
+    not %eax
+    mov %eax, (%esi)
     # The tables are not loaded from the file: clear them first.
     mov $boot_pml4, %edi
     xor %eax, %eax
@@ -40,6 +50,24 @@ pvh_start:
     call enable_long_mode
     lgdt boot_gdt_pointer
     ljmp $0x08, $boot_long
+
+# One line on the serial port, the exit code for QEMU, else a reset.
+no_ram:
+    mov $no_ram_line, %esi
+    mov $0x3f8, %edx
+1:  lodsb
+    test %al, %al
+    jz 2f
+    outb %al, %dx
+    jmp 1b
+2:  mov ${out_of_memory}, %eax
+    mov ${exit_port}, %edx
+    outl %eax, %dx
+    mov $0xfe, %al
+    outb %al, $0x64
+3:  hlt
+    jmp 3b
+no_ram_line: .asciz "demitasse: error: too little memory: RAM ends within the kernel\n"
 
 # PAE, OSFXSR, OSXMMEXCPT; EFER: SCE, LME, NXE; CR0: PG, WP, NE, MP with EM and TS clear.
 enable_long_mode:

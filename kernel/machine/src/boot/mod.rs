@@ -18,7 +18,12 @@ use crate::{
     random, runtime, tasks, time,
 };
 
-core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
+core::arch::global_asm!(
+    include_str!("entry.S"),
+    out_of_memory = const exit::OUT_OF_MEMORY,
+    exit_port = const exit::PORT,
+    options(att_syntax)
+);
 core::arch::global_asm!(include_str!("mem.S"), options(att_syntax));
 
 unsafe extern "C" {
