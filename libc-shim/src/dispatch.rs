@@ -33,7 +33,7 @@ impl Personality for Linux {
             frame.rax = ENOSYS.as_result();
             return;
         };
-        let row = table::row(frame.rax);
+        let row = table::row(number(frame));
         let mut cx = Ctx::new(task, thread, frame);
         match row {
             Some(row) if row.plain && !thread.program.trace.load(Ordering::Relaxed) => match (row.call)(&mut cx) {
@@ -89,10 +89,15 @@ fn finish(cx: &mut Ctx<'_>) {
     }
 }
 
+/// Which call it is: Linux looks at eax alone.
+fn number(frame: &TrapFrame) -> u64 {
+    frame.rax & 0xffff_ffff
+}
+
 /// A call that is not plain ([`Row::plain`]), or that is to be shown.
 #[inline(never)]
 fn run(cx: &mut Ctx<'_>, row: Option<&'static Row>) {
-    let number = cx.frame.rax;
+    let number = number(cx.frame);
     if row.is_none_or(|row| matches!(row.support, Support::No(_))) {
         warn_once(number, row);
     }

@@ -211,6 +211,9 @@ static void widths(void)
     CHECK_FAILS("a vector of too many", syscall(SYS_readv, fd, NULL, 1025L), EINVAL);
     CHECK("a vector of none", syscall(SYS_readv, fd, NULL, 0L) == 0);
     CHECK_FAILS("a negative offset comes before the descriptor", syscall(SYS_pread64, -1, bytes, 1L, -1L), EINVAL);
+    long number = UPPER | SYS_getpid;
+    __asm__ volatile("syscall" : "+a"(number) : : "rcx", "r11", "memory");
+    CHECK("the upper half of the call's number does not count", number == getpid());
     CHECK("the upper half of a descriptor does not count", syscall(SYS_read, fd | UPPER, bytes, 1L) == 1);
     CHECK("nor that of a size that is an int", syscall(SYS_sched_getaffinity, 0, UPPER | 8192, malloc(8192)) > 0);
     CHECK_FAILS("readlink's size is one", syscall(SYS_readlink, "/proc/self/exe", bytes, UPPER), EINVAL);
