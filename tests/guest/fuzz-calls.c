@@ -227,6 +227,6 @@ int main(int count, char **arguments)
             if (tids[i] != 0)
                 syscall(SYS_tgkill, getpid(), tids[i], SIGUSR2);
     }
-    /* If fewer did, the arguments were all wrong, and this was no test. */
-    return succeeded > calls * threads / 20 ? 0 : 4;
+    /* About one in twenty does. If far fewer did, the arguments were all wrong, and this was no test. */
+    return succeeded > calls * threads / 100 ? 0 : 4;
 }
