@@ -1,7 +1,10 @@
 #![allow(unsafe_code, reason = "copies the trampoline and starts processors on fresh stacks")]
 //! Bringing up the application processors, one at a time, by INIT and start-up interrupts.
 use alloc::boxed::Box;
-use core::ptr;
+use core::{
+    ptr,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use x86_64::instructions::interrupts;
 
@@ -26,6 +29,10 @@ const INIT_WAIT_NS: u64 = 200_000;
 const AGAIN_NS: u64 = 10_000_000;
 /// QEMU's TCG may need this long on a busy host.
 const START_WAIT_NS: u64 = 2_000_000_000;
+
+/// A processor was told to start, and has not begun. Who takes this away decides: the processor, which goes
+/// on then, or the boot CPU, which gives it up.
+static AWAITED: AtomicBool = AtomicBool::new(false);
 
 unsafe extern "C" {
     static ap_trampoline: u8;
@@ -108,6 +115,7 @@ fn start_one(apic_id: u32, index: u32) -> bool {
         parameters.add(2).write_volatile(start as u64);
     }
     let before = percpu::online_count();
+    AWAITED.store(true, Ordering::Release);
     interrupts::without_interrupts(|| apic::send_init(apic_id));
     time::spin_ns(INIT_WAIT_NS);
     let send = || interrupts::without_interrupts(|| apic::send_startup(apic_id, (TRAMPOLINE >> 12) as u8));
@@ -122,7 +130,8 @@ fn start_one(apic_id: u32, index: u32) -> bool {
             time::counters_differ();
         }
         let waited_ns = time::now_ns() - sent_ns;
-        if waited_ns > START_WAIT_NS {
+        // One that has begun is waited for: stopped, it might leave a lock locked for ever.
+        if waited_ns > START_WAIT_NS && AWAITED.swap(false, Ordering::AcqRel) {
             // It must not come later, when the trampoline's map is gone and its stack is another's.
             interrupts::without_interrupts(|| apic::send_init(apic_id));
             return false;
@@ -139,6 +148,9 @@ fn start_one(apic_id: u32, index: u32) -> bool {
 /// First Rust code of an application processor, on its own stack.
 #[unsafe(no_mangle)]
 extern "C" fn ap_start(start: *mut Start) -> ! {
+    while !AWAITED.swap(false, Ordering::AcqRel) {
+        x86_64::instructions::hlt();
+    }
     // SAFETY: `start_one` passed a Box through the trampoline, for this processor alone.
     let start = unsafe { Box::from_raw(start) };
     // Nothing may allocate before this, nor touch hardware: allocators ask which CPU they run on, and
