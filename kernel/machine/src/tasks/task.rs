@@ -319,8 +319,8 @@ impl TaskHandle for Task {
         // it is just accounting may be missing, but is never counted twice.
         let number = self.cpu_number();
         let runs_on = percpu::cpu(number).filter(|_| self.on_cpu.load(Ordering::Acquire));
-        let running =
-            runs_on.map_or(0, |cpu| time::counter().saturating_sub(cpu.running_since.load(Ordering::Acquire)));
+        let running = runs_on
+            .map_or(0, |cpu| time::sync::counter_of(number).saturating_sub(cpu.running_since.load(Ordering::Acquire)));
         // If it is another CPU that it has just come to, that was somebody else's time.
         let ticks = if self.cpu_number() == number { used + running } else { used };
         time::ticks_to_ns(ticks.max(self.shown_ticks.fetch_max(ticks, Ordering::Relaxed)))

@@ -64,3 +64,13 @@ pub fn in_step(scale: Scale, counter: u64) -> u64 {
     let now = scale.ns(counter.wrapping_add_signed(offset));
     LATEST_NS.fetch_max(now, Ordering::Relaxed).max(now)
 }
+
+/// The calling CPU's counter, as that of CPU `index` has it.
+pub fn counter_of(index: usize) -> u64 {
+    let counter = super::counter();
+    if !DIFFER.load(Ordering::Relaxed) {
+        return counter;
+    }
+    let offset = |cpu: usize| OFFSETS[cpu].load(Ordering::Relaxed);
+    counter.wrapping_add_signed(offset(this_cpu().index.get() as usize).wrapping_sub(offset(index)))
+}
