@@ -5,6 +5,9 @@
 //! many each time. A row goes on only if the last page copied ahead was written, so that a program which
 //! writes here and there has hardly a copy that it does not need.
 //!
+//! Deviation from Linux: a page that is copied ahead shows no later change of the file any more, though the
+//! program has not written it yet; mmap(2) leaves that unspecified.
+//!
 //! # Locking
 //! Every function needs the space's lock.
 use core::sync::atomic::{AtomicU64, Ordering};
