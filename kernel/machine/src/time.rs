@@ -203,12 +203,14 @@ pub fn init_cpu() {
 
 /// The CPUs' counters were found to differ. A second measurement may come on another CPU than the first, so
 /// there is none. On the boot CPU.
-pub fn counters_differ() {
+fn counters_differ() {
     let scale = shared_scale();
     *REFINEMENT.lock() = None;
     REFINE_AT_NS.store(u64::MAX, Ordering::Relaxed);
     if !scale.indirect.load(Ordering::Relaxed) {
         publish(scale.get(), true);
+        // So that nobody reads less than what was read without looking at the others.
+        now_ns();
     }
 }
 

@@ -127,7 +127,6 @@ fn start_one(apic_id: u32, index: u32) -> bool {
             log::warn!(
                 "the time stamp counter of CPU {index} is {ticks} ticks behind: its offset is added from now on"
             );
-            time::counters_differ();
         }
         let waited_ns = time::now_ns() - sent_ns;
         // One that has begun is waited for: stopped, it might leave a lock locked for ever.

@@ -10,8 +10,8 @@ use logic::{clock::Scale, counter_sync::Meeting};
 use super::{counter_in_order, pvclock};
 use crate::cpu::percpu::{self, this_cpu};
 
-/// Looks of a starting CPU: some ten microseconds.
-const LOOKS: u32 = 100;
+/// Looks of each at least: some ten microseconds.
+const LOOKS: u64 = 100;
 
 static MEETINGS: [Meeting; percpu::MAX_CPUS] = [const { Meeting::new() }; percpu::MAX_CPUS];
 /// What is to be added to a CPU's counter.
@@ -28,21 +28,26 @@ pub fn meet_boot_cpu() {
     if pvclock::is_there() {
         return;
     }
-    (0..LOOKS).for_each(|_| MEETINGS[index].look_as_other(counter_in_order));
-    LOOKED.store(index, Ordering::Release);
+    let mut looks = 0;
+    // On and on: the boot CPU may have been away during the first ones.
     while JUDGED.load(Ordering::Acquire) != index {
-        core::hint::spin_loop();
+        MEETINGS[index].look_as_other(counter_in_order);
+        looks += 1;
+        if looks == LOOKS {
+            LOOKED.store(index, Ordering::Release);
+        }
     }
 }
 
 /// The boot CPU's part, again and again while it waits for CPU `index`. Some: that one's counter is off by so
-/// many ticks, and its offset is set.
+/// many ticks, and the clock allows for it.
 pub fn meet(index: usize) -> Option<i64> {
     if JUDGED.load(Ordering::Relaxed) == index {
         return None;
     }
     let has_looked = LOOKED.load(Ordering::Acquire) == index;
-    MEETINGS[index].look_as_boot(counter_in_order);
+    let looks = if has_looked { LOOKS } else { 1 };
+    (0..looks).for_each(|_| MEETINGS[index].look_as_boot(counter_in_order));
     if !has_looked {
         return None;
     }
@@ -50,6 +55,8 @@ pub fn meet(index: usize) -> Option<i64> {
     if let Some(ticks) = difference {
         OFFSETS[index].store(ticks, Ordering::Relaxed);
         DIFFER.store(true, Ordering::Relaxed);
+        // Before it may go on: it reads the time at once.
+        super::counters_differ();
     }
     JUDGED.store(index, Ordering::Release);
     difference
