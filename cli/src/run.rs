@@ -180,11 +180,13 @@ fn build_image(
         let error = "what belongs into the image changed while it was written";
         return Err(Failure::new(failure::TOOL_FAILED, error, "try again when nothing writes to it"));
     }
-    std::fs::rename(new, path).map_err(unusable)?;
-    hold_whole(cache, path)?.ok_or_else(|| {
-        let error = format!("{}: it is gone as soon as it was written", path.display());
+    // Held before it has a name under which it could be deleted to save space.
+    let held = hold_whole(cache, &new)?.ok_or_else(|| {
+        let error = format!("{}: it is gone as soon as it was written", new.display());
         Failure::new(failure::TOOL_FAILED, error, "let nothing else delete files in the cache meanwhile")
-    })
+    })?;
+    std::fs::rename(new, path).map_err(unusable)?;
+    Ok(held)
 }
 
 /// The machine that the options describe, without an image.

@@ -13,7 +13,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::progress::Progress;
+use crate::{erofs, progress::Progress};
 
 pub struct Cache {
     root: PathBuf,
@@ -95,11 +95,14 @@ impl Cache {
     }
 
     /// Deletes the least recently used files of a folder until at most `limit_bytes` remain, but none that
-    /// is held.
+    /// is held, nor what is still being made.
     pub fn trim(&self, folder: &Path, limit_bytes: u64) -> io::Result<()> {
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(erofs::UNFINISHED) {
+                continue;
+            }
             // Another command may have deleted it meanwhile.
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_file() {
@@ -202,11 +205,13 @@ mod tests {
         }
         let held = cache.hold(&images.join("old")).unwrap().unwrap();
         assert!(cache.hold(&images.join("none")).unwrap().is_none());
+        let unfinished = images.join(format!("{}image", erofs::UNFINISHED));
+        fs::write(&unfinished, [0; 1000]).unwrap();
         cache.trim(&images, 250).unwrap();
         assert!(images.join("old").exists() && !images.join("middle").exists() && images.join("new").exists());
         drop(held);
         cache.trim(&images, 150).unwrap();
-        assert!(!images.join("old").exists() && images.join("new").exists());
+        assert!(!images.join("old").exists() && images.join("new").exists() && unfinished.exists());
     }
 
     #[test]
