@@ -7,12 +7,12 @@
 //!
 //! # Locking
 //! `WRITER` is a leaf spin lock.
-use alloc::{string::ToString, sync::Arc, vec::Vec};
+use alloc::{sync::Arc, vec::Vec};
 
 use abi::input::Decoder;
 use rt::{
     sync::SpinLock,
-    task::{ParkMode, Parked, Start, TaskSpec},
+    task::{ParkMode, Parked, TaskSpec},
 };
 
 use crate::{
@@ -53,15 +53,8 @@ fn start_task() -> FsResult<()> {
     if WRITER.lock().is_none() {
         return Ok(());
     }
-    let spec = TaskSpec {
-        name: "stdin".to_string(),
-        start: Start::Kernel(task, 0),
-        extension: None,
-        affinity: u64::MAX,
-        nice: 0,
-    };
     // Of two that are started at once, one finds nothing to do.
-    rt::rt().spawn(spec)?;
+    rt::rt().spawn(TaskSpec::kernel("stdin", task))?;
     Ok(())
 }
 

@@ -85,12 +85,12 @@ impl<D: Dma> Control<D> {
         Ok(())
     }
 
-    /// Takes the device's messages in, each of which `answer` may answer, and sends the next answer.
     /// The device has not taken yet what was sent last.
     pub fn is_sending(&self) -> bool {
         self.busy
     }
 
+    /// Takes the device's messages in, each of which `answer` may answer, and sends the next answer.
     pub fn exchange(
         &mut self,
         transport: &mut impl Transport,
