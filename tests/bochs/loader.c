@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MULTIBOOT_MAGIC = 0x2badb002, PVH_MAGIC = 0x336ec578, PVH_ENTRY_NOTE = 18, PT_LOAD = 1, PT_NOTE = 4, MAX_RANGES = 64 };
+enum { MULTIBOOT_MAGIC = 0x2badb002, PVH_MAGIC = 0x336ec578, PVH_ENTRY_NOTE = 18, PT_LOAD = 1, PT_NOTE = 4, MAX_RANGES = 64, HAS_MODULES = 1 << 3, HAS_MAP = 1 << 6 };
 
 struct multiboot {
     uint32_t flags, memory[2], boot_device, command_line, module_count, modules, symbols[4], map_bytes, map;
@@ -102,14 +102,16 @@ static uint32_t entry_of(const uint8_t *notes, uint32_t bytes) {
     return 0;
 }
 
-/* Puts the kernel where it wants to be; its PVH entry point. */
-static uint32_t place(const uint8_t *file) {
+/* Puts the kernel where it wants to be, below `limit`; its PVH entry point. */
+static uint32_t place(const uint8_t *file, uint32_t limit) {
     const struct elf *elf = (const struct elf *)file;
     const struct program_header *header = (const struct program_header *)(file + (uint32_t)elf->headers);
     uint32_t entry = 0;
     for (int left = elf->program_headers; left > 0; left--, header++) {
         const uint8_t *content = file + (uint32_t)header->offset;
         if (header->type == PT_LOAD) {
+            if (header->address + header->bytes > limit)
+                fail("loader: the kernel does not fit into the padding's place\n");
             copy(header->address, content, header->file_bytes);
             clear(header->address + header->file_bytes, header->bytes - header->file_bytes);
         } else if (header->type == PT_NOTE) {
@@ -121,9 +123,14 @@ static uint32_t place(const uint8_t *file) {
 
 void load(uint32_t magic, const struct multiboot *given) {
     const struct multiboot_module *modules = (const struct multiboot_module *)given->modules;
-    if (magic != MULTIBOOT_MAGIC || given->module_count < 2)
+    if (magic != MULTIBOOT_MAGIC || !(given->flags & HAS_MODULES) || given->module_count < 2)
         fail("loader: there is no kernel\n");
-    uint32_t entry = place((const uint8_t *)modules[1].start);
+    if (!(given->flags & HAS_MAP))
+        fail("loader: there is no memory map\n");
+    uint32_t limit = modules[1].start;
+    if (given->module_count > 2 && modules[2].start < limit)
+        limit = modules[2].start;
+    uint32_t entry = place((const uint8_t *)modules[1].start, limit);
     if (!entry)
         fail("loader: the kernel has no PVH entry\n");
     for (uint32_t at = given->map; at < given->map + given->map_bytes && start.ranges < MAX_RANGES;) {
@@ -142,5 +149,5 @@ void load(uint32_t magic, const struct multiboot *given) {
         start.modules = (uint32_t)&image;
         start.module_count = 1;
     }
-    __asm__ volatile("cli; jmp *%0" : : "r"(entry), "b"(&start));
+    __asm__ volatile("cli; jmp *%0" : : "r"(entry), "b"(&start) : "memory");
 }
