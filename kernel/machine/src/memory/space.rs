@@ -99,6 +99,8 @@ pub fn randomise(random: u64) {
 
 /// Mappings that one hold of the lock takes out: their list is one piece of the heap.
 const MOST_TAKEN: usize = 16 * 1024;
+/// As above where a hold may follow another (munmap): a list that finds its place in a fragmented heap, too.
+const PIECE_TAKEN: usize = 1024;
 
 /// Takes out what the owner has in the range, with the pages. The mappings are for the caller to drop
 /// without the lock: with the last mapping of a file the file may end.
@@ -220,8 +222,8 @@ impl AddressSpace for Space {
         let mut from = start;
         while from < end {
             let mut tree = self.vmas.lock();
-            let until = match tree.count() > MOST_TAKEN {
-                true => tree.iter_range(from, end).nth(MOST_TAKEN).map_or(end, |vma| vma.start),
+            let until = match tree.count() > PIECE_TAKEN {
+                true => tree.iter_range(from, end).nth(PIECE_TAKEN).map_or(end, |vma| vma.start),
                 false => end,
             };
             let removed = take_out(&mut tree, owner, from, until)?;

@@ -38,9 +38,10 @@ pub fn many() -> Result<(), String> {
 pub fn moved() -> Result<(), String> {
     let failed = |what: &str| format!("{what} failed");
     let user = rt().user();
-    let (page, far) = (request(PAGE, Prot::READ | Prot::WRITE, Placement::Anywhere), 600 << 21);
+    let far = 600 << 21;
+    let of_len = |len, start| request(len, Prot::READ | Prot::WRITE, Placement::FixedNoReplace(start));
     // Across a table's end, to another place in its table.
-    let at = |start| request(2 * PAGE, Prot::READ | Prot::WRITE, Placement::FixedNoReplace(start));
+    let at = |start| of_len(2 * PAGE, start);
     let hole = SPACE.map(OWNER, request(far, Prot::empty(), Placement::Anywhere)).map_err(|_| failed("map"))?;
     SPACE.unmap(OWNER, hole, far).map_err(|_| failed("unmap"))?;
     let start = hole.next_multiple_of(2 << 20) + (2 << 20) - PAGE;
@@ -64,9 +65,7 @@ pub fn moved() -> Result<(), String> {
     user.read(&mut bytes, target + PAGE).map_err(|_| failed("read"))?;
     check(bytes == *b"second", "the second page was left behind")?;
     // Something in the way: it grows elsewhere.
-    let behind = page.clone();
-    let placed = rt::space::MapRequest { placement: Placement::FixedNoReplace(target + 2 * PAGE), ..behind };
-    SPACE.map(OWNER, placed).map_err(|_| failed("map"))?;
+    SPACE.map(OWNER, of_len(PAGE, target + 2 * PAGE)).map_err(|_| failed("map"))?;
     let kept = SPACE.remap(OWNER, target, 2 * PAGE, 4 * PAGE, false, None);
     check(kept == Err(SpaceError::NoMemory), "a mapping grew over another")?;
     let grown = SPACE.remap(OWNER, target, 2 * PAGE, 4 * PAGE, true, None).map_err(|_| failed("remap"))?;
