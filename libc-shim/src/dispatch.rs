@@ -146,10 +146,10 @@ fn repeat(cx: &mut Ctx<'_>, row: &'static Row, mut interrupted: Option<Errno>) -
 /// Says once for each call that it is not supported.
 fn warn_once(number: u64, row: Option<&'static Row>) {
     static SAID: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
-    let bit = 1 << (number % 64);
-    if let Some(word) = SAID.get((number / 64) as usize)
-        && word.fetch_or(bit, Ordering::Relaxed) & bit != 0
-    {
+    // Numbers beyond all calls share the last bit.
+    let place = number.min(511);
+    let bit = 1 << (place % 64);
+    if SAID[(place / 64) as usize].fetch_or(bit, Ordering::Relaxed) & bit != 0 {
         return;
     }
     let name = sysno::name(number).unwrap_or("unknown");

@@ -341,7 +341,8 @@ impl FileOps for Console {
     fn readiness(&self) -> Readiness {
         self.start_pump();
         let input = self.input.lock();
-        if input.ready.is_empty() && input.ends == 0 { Readiness::OUT } else { Readiness::IN | Readiness::OUT }
+        let waits = input.ready.is_empty() && input.ends == 0 && !self.has_no_input.load(Ordering::Relaxed);
+        if waits { Readiness::OUT } else { Readiness::IN | Readiness::OUT }
     }
 
     fn ready_queues(&self) -> ReadyQueues<'_> {

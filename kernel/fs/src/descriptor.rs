@@ -72,7 +72,10 @@ impl OpenFile {
     /// Has `watcher` told when the last descriptor is closed. Watch first, then look whether it
     /// [`OpenFile::is_closed`] already.
     pub fn watch(&self, watcher: Weak<dyn Watcher>, token: i32) {
-        self.watchers.watchers.lock().push((watcher, token));
+        let mut watchers = self.watchers.watchers.lock();
+        // Those that are gone did not say so.
+        watchers.retain(|(other, _)| other.strong_count() > 0);
+        watchers.push((watcher, token));
     }
 
     pub fn unwatch(&self, watcher: &Weak<dyn Watcher>, token: i32) {
@@ -114,7 +117,11 @@ mod tests {
         assert_eq!(told.0.load(Ordering::Relaxed), 0);
         drop(two);
         assert_eq!(told.0.load(Ordering::Relaxed), 5);
-        drop(Descriptor::new(file));
+        drop(Descriptor::new(file.clone()));
         assert_eq!(told.0.load(Ordering::Relaxed), 5);
+        file.watch(watcher.clone(), 1);
+        drop(told);
+        file.watch(watcher, 2);
+        assert_eq!(file.watchers.watchers.lock().len(), 1, "who is gone is forgotten");
     }
 }

@@ -8,6 +8,7 @@
 //! # Locking
 //! `WRITER` is a leaf spin lock.
 use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use abi::input::Decoder;
 use rt::{
@@ -26,6 +27,7 @@ use crate::{
 
 /// The end that the task writes to, until it has started.
 static WRITER: SpinLock<Option<Arc<PipeEnd>>> = SpinLock::new(None);
+static STARTED: AtomicBool = AtomicBool::new(false);
 /// So long the task waits for memory.
 const PATIENCE_NS: u64 = 10_000_000;
 
@@ -50,11 +52,11 @@ impl PipedInput {
 }
 
 fn start_task() -> FsResult<()> {
-    if WRITER.lock().is_none() {
+    if STARTED.load(Ordering::Relaxed) || STARTED.swap(true, Ordering::Relaxed) {
         return Ok(());
     }
-    // Of two that are started at once, one finds nothing to do.
-    rt::rt().spawn(TaskSpec::kernel("stdin", task))?;
+    // Refused, the next who reads or polls tries again.
+    rt::rt().spawn(TaskSpec::kernel("stdin", task)).inspect_err(|_| STARTED.store(false, Ordering::Relaxed))?;
     Ok(())
 }
 

@@ -40,6 +40,7 @@ fn every_byte_arrives_and_then_the_end() {
     assert_eq!(input.readiness(), Readiness::HANG_UP);
     // The terminal has none of it, and no keys: reading it does not wait.
     let console = OpenFile::new(fs::console::Console::get(), OpenFlags::READ_WRITE);
+    assert_eq!(console.readiness(), Readiness::IN | Readiness::OUT);
     assert_eq!(read(&console).unwrap(), b"");
     assert!(host.take_console_output().is_empty(), "nothing is echoed");
 }

@@ -22,7 +22,10 @@ use fs::{
     eventfd::anonymous_metadata,
     file::{FileOps, ReadyQueues},
 };
-use rt::sync::{Mutex, SpinLock, WaitQueue};
+use rt::{
+    sync::{Mutex, SpinLock, WaitQueue},
+    task::TaskRef,
+};
 
 use super::{get, install, poll};
 use crate::{
@@ -94,17 +97,19 @@ impl Epoll {
         })
     }
 
-    /// Adds the files that are watched to `out`, and what those of them watch that are instances, too:
-    /// in all their queues a waiter has to stand.
-    pub fn watched_files(&self, out: &mut Vec<Arc<OpenFile>>) {
+    /// Enters `task` into the queues of the files that are watched, and of what those of them watch that are
+    /// instances, too. They are added to `out`, to be left again. The task stands in this instance's own queue
+    /// already, and in each inner one's before its set is read: so no change of a set is missed.
+    pub fn enlist_in_watched(&self, task: &TaskRef, out: &mut Vec<Arc<OpenFile>>) {
         let from = out.len();
         let watches = self.watches.lock();
         out.extend(watches.values().filter(|watch| !watch.spent).filter_map(|watch| watch.file.upgrade()));
         drop(watches);
         for at in from..out.len() {
             let file = out[at].clone();
+            file.enlist(task);
             if let Some(inner) = file.ops_as::<Self>() {
-                inner.watched_files(out);
+                inner.enlist_in_watched(task, out);
             }
         }
     }

@@ -35,7 +35,14 @@ pub fn deliver(cx: &mut Ctx<'_>, mut interrupted: Option<Errno>) -> bool {
             cx.ending = Some(Ending::Program(status));
             return true;
         }
-        let Some((info, action)) = take(cx) else { break };
+        let Some((info, action)) = take(cx) else {
+            // Under the mask that comes back there may be more: a call that were repeated instead would be
+            // interrupted for it at once, and again and again.
+            if !handled && restore_saved_mask(cx) {
+                continue;
+            }
+            break;
+        };
         match action.handler {
             Action::IGNORE => {}
             Action::DEFAULT => match default_action(info.signal) {
@@ -67,9 +74,6 @@ pub fn deliver(cx: &mut Ctx<'_>, mut interrupted: Option<Errno>) -> bool {
                 handled = true;
             }
         }
-    }
-    if !handled {
-        restore_saved_mask(cx);
     }
     if !cx.thread.program.pending_set().is_empty() {
         // What is left is blocked here; this thread may have been the one that was chosen for it.
@@ -186,12 +190,12 @@ fn write_frame(
     user.write(at, &context.to_bytes(restorer, info))
 }
 
-/// Puts the mask back that sigsuspend or ppoll had replaced, when no handler ran to do it.
-pub fn restore_saved_mask(cx: &Ctx<'_>) {
+/// Puts the mask back that sigsuspend or ppoll had replaced, when no handler ran to do it. False: none had.
+pub fn restore_saved_mask(cx: &Ctx<'_>) -> bool {
     let mut state = cx.thread.signals.lock();
-    if let Some(mask) = state.saved_mask.take() {
-        state.mask = mask;
-        drop(state);
-        cx.thread.recheck_pending(cx.task);
-    }
+    let Some(mask) = state.saved_mask.take() else { return false };
+    state.mask = mask;
+    drop(state);
+    cx.thread.recheck_pending(cx.task);
+    true
 }

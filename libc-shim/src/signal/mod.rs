@@ -341,15 +341,10 @@ impl AltStack {
         }
     }
 
-    /// The thread runs on it. A stack that disarms itself never counts as in use: while it is, it is
-    /// not set.
+    /// The thread runs on it. As Linux: the stack grows down, so its top counts as on it and its base does
+    /// not; one that disarms itself never counts as in use, since it is not set then.
     pub fn contains(&self, rsp: u64) -> bool {
-        !self.autodisarm && self.spans(rsp)
-    }
-
-    /// As Linux: the stack grows down, so its top counts as on it and its base does not.
-    pub fn spans(&self, rsp: u64) -> bool {
-        rsp > self.base && rsp - self.base <= self.size
+        !self.autodisarm && rsp > self.base && rsp - self.base <= self.size
     }
 }
 

@@ -6,6 +6,7 @@ use rt::regs::TrapFrame;
 use super::{Caller, RIP, in_program, in_thread};
 use crate::{
     call::{Ctx, Ending},
+    errno::ERESTARTNOHAND,
     program::ExitStatus,
     signal::{SIGSEGV, SigInfo, SigSet, deliver::deliver, send},
     thread::Thread,
@@ -119,6 +120,25 @@ fn a_stack_that_takes_no_frame_ends_the_program() {
         let mut cx = Ctx::new(&caller.task, thread, &mut frame);
         assert!(deliver(&mut cx, None));
         assert_eq!(cx.ending, Some(Ending::Program(ExitStatus::Signal(SIGSEGV as u8))));
+    });
+}
+
+/// A wait under another mask is interrupted for nothing, and what that mask keeps back is pending.
+#[test]
+fn what_a_temporary_mask_kept_back_comes_with_the_old_one() {
+    in_program(|caller| {
+        install(caller, 0);
+        let thread = Thread::of(&caller.task).unwrap();
+        let mut state = thread.signals.lock();
+        state.saved_mask = Some(state.mask);
+        state.mask = SigSet::of(SIGUSR1 as u32);
+        drop(state);
+        let info = SigInfo::from_sender(SIGUSR1 as u32, 0, caller.program.pid);
+        send::to_thread(&caller.task, thread, info).unwrap();
+        let mut frame = caller.frame(271, &[]);
+        assert!(deliver(&mut Ctx::new(&caller.task, thread, &mut frame), Some(ERESTARTNOHAND)));
+        assert_eq!((frame.rip, frame.rdi), (HANDLER, SIGUSR1));
+        assert!(!caller.task.is_interrupted());
     });
 }
 

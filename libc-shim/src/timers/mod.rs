@@ -182,6 +182,9 @@ fn run(_: usize) {
             expire.expired(count);
         }
         let next = with_queue(|queue| queue.by_deadline.first().map(|first| first.0));
+        // Periods of nanoseconds leave no time to sleep in, and parking until what is past lets nobody run.
+        // Not between those that are told: who waits for one to be over spins, maybe on this CPU.
+        rt().preemption_point();
         rt().park(next, ParkMode::Uninterruptible);
     }
 }
