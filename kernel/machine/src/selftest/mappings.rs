@@ -74,3 +74,30 @@ pub fn moved() -> Result<(), String> {
     SPACE.release(OWNER);
     check(count() == 0, "something is still mapped")
 }
+
+/// A huge page in the way of a move makes room, and its table takes the pages that come.
+pub fn moved_over_huge_page() -> Result<(), String> {
+    const LARGE: u64 = 2 << 20;
+    let failed = |what: &str| format!("{what} failed");
+    let user = rt().user();
+    let of_len = |len| request(len, Prot::READ | Prot::WRITE, Placement::Anywhere);
+    let area = SPACE.map(OWNER, of_len(2 * LARGE)).map_err(|_| failed("map"))?;
+    SPACE.advise_huge(OWNER, area, 2 * LARGE, true).map_err(|_| failed("advice"))?;
+    let huge = area.next_multiple_of(LARGE);
+    let before = SPACE.huge_bytes();
+    user.write(huge, b"huge").map_err(|_| failed("write"))?;
+    check(SPACE.huge_bytes() == before + LARGE, "there is no huge page")?;
+    let start = SPACE.map(OWNER, of_len(LARGE)).map_err(|_| failed("map"))?;
+    for page in [0, 511] {
+        user.write(start + page * PAGE, b"moved").map_err(|_| failed("write"))?;
+    }
+    let moved = SPACE.remap(OWNER, start, LARGE, LARGE, true, Some(huge));
+    check(moved == Ok(huge) && SPACE.huge_bytes() == before, "a mapping was not moved over a huge page")?;
+    let mut bytes = [0; 5];
+    for page in [0, 511] {
+        user.read(&mut bytes, huge + page * PAGE).map_err(|_| failed("read"))?;
+        check(bytes == *b"moved", "a page was left behind")?;
+    }
+    SPACE.release(OWNER);
+    check(count() == 0, "something is still mapped")
+}

@@ -56,6 +56,7 @@ const TESTS: &[Test] = &[
     ("protection", memory::protection),
     ("many-mappings", mappings::many),
     ("moved-mappings", mappings::moved),
+    ("moved-over-huge-page", mappings::moved_over_huge_page),
     ("bad-user-copy", memory::bad_user_copy),
     ("write-xor-execute", memory::write_xor_execute),
     ("shoot-down", shootdown::running),
