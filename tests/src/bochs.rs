@@ -138,8 +138,10 @@ impl Bochs<'_> {
         write(&commands, b"continue\n")?;
         let bochs = format!("bochs -q -f {} -rc {}", settings.display(), commands.display());
         // A powered-off machine ends Bochs with an error: what counts came over the serial port.
-        let ended =
-            output(Command::new("timeout").args([LIMIT, "script", "-qec", &bochs, "/dev/null"]).env("TERM", "vt100"))?;
+        // In the foreground: its process group is this process', and so it ends with it.
+        let mut limited = Command::new("timeout");
+        limited.args(["--foreground", LIMIT, "script", "-qec", &bochs, "/dev/null"]).env("TERM", "vt100");
+        let ended = output(&mut limited)?;
         if ended.status.code() == Some(124) {
             return Err(format!("not done within {LIMIT}; {} has what came until then", serial.display()));
         }
