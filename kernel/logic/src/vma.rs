@@ -212,11 +212,6 @@ impl<B: Backing> VmaTree<B> {
         self.areas.values()
     }
 
-    /// One program's VMAs in address order.
-    pub fn owned(&self, owner: u32) -> impl Iterator<Item = &Vma<B>> {
-        self.areas.values().filter(move |vma| vma.owner == owner)
-    }
-
     pub fn owned_bytes(&self, owner: u32) -> u64 {
         self.bytes.get(&owner).copied().unwrap_or(0)
     }

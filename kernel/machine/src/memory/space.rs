@@ -417,12 +417,16 @@ impl AddressSpace for Space {
     }
 
     fn release(&self, owner: ProgramId) {
+        // On from the last one: what others have below is not passed again for each.
+        let mut from = 0;
         loop {
             let mut tree = self.vmas.lock();
-            let Some((start, end)) = tree.owned(owner.0).next().map(|vma| (vma.start, vma.end)) else { return };
+            let next = tree.iter_range(from, u64::MAX).find(|vma| vma.owner == owner.0);
+            let Some((start, end)) = next.map(|vma| (vma.start, vma.end)) else { return };
             let removed = take_out(&mut tree, owner, start, end);
             drop(tree);
             drop(removed);
+            from = end;
         }
     }
 }
