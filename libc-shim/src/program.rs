@@ -7,8 +7,9 @@
 //!
 //! # Locking
 //! `signals`, then `threads`, then a thread's `signals` (spin). `brk` sleeps and is taken with none of
-//! them held. `timers` and `interval_timer` (spin) come before the alarm queue's lock. `files`, `directory`, `limits`, `image` and the registry are leaves (spin): what comes
-//! out of them is cloned, and dropped after the lock.
+//! them held. `timers` and `interval_timer` (spin) come before the alarm queue's lock. `files`,
+//! `directory`, `limits`, `image` and the registry are leaves (spin): what comes out of them is cloned, and
+//! dropped after the lock.
 use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 

@@ -208,6 +208,23 @@ impl Node {
         self.touch();
     }
 
+    /// Gives two names each other's nodes. Nothing has happened if it fails.
+    fn exchange(&self, name: &[u8], node: &Arc<Node>, to: &Node, to_name: &[u8], target: &Arc<Node>) -> FsResult<()> {
+        [self, to, target].into_iter().for_each(Node::keep);
+        let directory = self.directory()?;
+        directory.replace(name, node, target.clone())?;
+        let replaced = to.directory()?.replace(to_name, target, node.clone());
+        replaced.inspect_err(|_| {
+            // The name has its entry by now, and needs no room.
+            let _ = directory.replace(name, target, node.clone());
+        })?;
+        for (directory, gone, new) in [(self, node, target), (to, target, node)] {
+            directory.entries_changed(gone, -1);
+            directory.entries_changed(new, 1);
+        }
+        Ok(())
+    }
+
     /// Moves `node` from a name here over `target`, which goes: a directory only if it is empty. Nothing has
     /// happened if it fails.
     fn rename_over(&self, name: &[u8], node: &Arc<Node>, to: &Node, to_name: &[u8], target: &Node) -> FsResult<()> {
@@ -337,13 +354,7 @@ impl Inode for Node {
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(FsError::Exists),
             (RenameMode::Exchange, None) => return Err(FsError::NotFound),
-            (RenameMode::Exchange, Some(target)) => {
-                target.keep();
-                self.remove_entry(name, &node)?;
-                to.remove_entry(to_name, &target)?;
-                self.add_entry(name, &target)?;
-                return to.add_entry(to_name, &node);
-            }
+            (RenameMode::Exchange, Some(target)) => return self.exchange(name, &node, to, to_name, &target),
             (RenameMode::Replace, Some(target)) if Arc::ptr_eq(&node, &target) => return Ok(()),
             (RenameMode::Replace, Some(target)) => return self.rename_over(name, &node, to, to_name, &target),
             (_, None) => {}

@@ -407,6 +407,9 @@ fn renames_on_a_full_file_system() {
     assert_eq!((root.read("a").unwrap(), root.read("etc/passwd").unwrap()), (b"mine".to_vec(), b"root".to_vec()));
     assert_eq!(base.rename(b"hosts2", &base, b"a", RenameMode::Replace), Err(FsError::NoSpace));
     assert_eq!((root.read("a").unwrap(), root.read("hosts2").unwrap().len()), (b"mine".to_vec(), 20));
+    let exchanged = base.rename(b"a", &base, b"etc/passwd", RenameMode::Exchange);
+    assert_eq!(exchanged, Err(FsError::NoSpace));
+    assert_eq!((root.read("a").unwrap(), root.read("etc/passwd").unwrap()), (b"mine".to_vec(), b"root".to_vec()));
     assert_eq!(tmpfs.used_bytes(), full);
     let (first, second) = (std::format!("{:0200}", 0), std::format!("{:0200}", 1));
     base.rename(first.as_bytes(), &base, second.as_bytes(), RenameMode::Replace).unwrap();
