@@ -91,6 +91,8 @@ pub struct Program {
     pub owner: ProgramId,
     /// System calls are printed.
     pub trace: AtomicBool,
+    /// PR_SET_DUMPABLE. Nothing acts on it: there are no core dumps and no ptrace.
+    pub dumpable: AtomicBool,
     pub vfs: Arc<Vfs>,
     pub files: SpinLock<FdTable<Descriptor>>,
     pub directory: SpinLock<Directory>,
@@ -139,6 +141,7 @@ impl Program {
             parent: new.parent,
             owner: ProgramId(new.pid),
             trace: AtomicBool::new(new.trace),
+            dumpable: AtomicBool::new(true),
             vfs: new.vfs,
             files: SpinLock::new(FdTable::new(limits.open_files())),
             directory: SpinLock::new(new.directory),

@@ -1,5 +1,7 @@
 //! The machine as programs see it: uname, sysinfo, randomness, and the per-thread odds and ends of
 //! prctl and arch_prctl.
+use core::sync::atomic::Ordering;
+
 use alloc::vec;
 
 use rt::rt;
@@ -101,6 +103,7 @@ pub fn arch_prctl(cx: &mut Ctx<'_>, op: ArchPrctlOp, value: Addr) -> SysResult {
 
 /// prctl(2).
 pub fn prctl(cx: &mut Ctx<'_>, op: PrctlOp, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) -> SysResult {
+    let settings = &cx.thread.settings;
     let rest_zero = arg3.0 == 0 && arg4.0 == 0 && arg5.0 == 0;
     match op.0 {
         PrctlOp::SET_NAME => {
@@ -115,21 +118,32 @@ pub fn prctl(cx: &mut Ctx<'_>, op: PrctlOp, arg2: Hex, arg3: Hex, arg4: Hex, arg
             Addr(arg2.0).write(&cx.thread.name())?;
             Ok(0)
         }
-        // There are no core dumps and no ptrace: dumpable is what it is by default.
-        PrctlOp::GET_DUMPABLE => Ok(1),
-        PrctlOp::SET_DUMPABLE if arg2.0 <= 1 => Ok(0),
-        // No program has a parent that could end first.
-        PrctlOp::SET_PDEATHSIG if arg2.0 <= 64 => Ok(0),
-        PrctlOp::GET_PDEATHSIG => {
-            Addr(arg2.0).write(&0u32.to_le_bytes())?;
+        PrctlOp::GET_DUMPABLE => Ok(u64::from(cx.program().dumpable.load(Ordering::Relaxed))),
+        PrctlOp::SET_DUMPABLE if arg2.0 <= 1 => {
+            cx.program().dumpable.store(arg2.0 == 1, Ordering::Relaxed);
             Ok(0)
         }
-        // Deadlines are exact; the slack is Linux' default and setting it changes nothing.
-        PrctlOp::GET_TIMERSLACK => Ok(50_000),
-        PrctlOp::SET_TIMERSLACK => Ok(0),
+        PrctlOp::SET_PDEATHSIG if arg2.0 <= 64 => {
+            settings.parent_death_signal.store(arg2.0 as u32, Ordering::Relaxed);
+            Ok(0)
+        }
+        PrctlOp::GET_PDEATHSIG => {
+            Addr(arg2.0).write(&settings.parent_death_signal.load(Ordering::Relaxed).to_le_bytes())?;
+            Ok(0)
+        }
+        PrctlOp::GET_TIMERSLACK => Ok(settings.timer_slack_ns.load(Ordering::Relaxed)),
+        PrctlOp::SET_TIMERSLACK => {
+            settings.set_timer_slack(arg2.0);
+            Ok(0)
+        }
         PrctlOp::CAPBSET_READ if arg2.0 <= 40 => Ok(1),
-        PrctlOp::SET_NO_NEW_PRIVS if arg2.0 == 1 && rest_zero => Ok(0),
-        PrctlOp::GET_NO_NEW_PRIVS if arg2.0 == 0 && rest_zero => Ok(0),
+        PrctlOp::SET_NO_NEW_PRIVS if arg2.0 == 1 && rest_zero => {
+            settings.no_new_privileges.store(true, Ordering::Relaxed);
+            Ok(0)
+        }
+        PrctlOp::GET_NO_NEW_PRIVS if arg2.0 == 0 && rest_zero => {
+            Ok(u64::from(settings.no_new_privileges.load(Ordering::Relaxed)))
+        }
         PrctlOp::GET_THP_DISABLE if arg2.0 == 0 && rest_zero => Ok(0),
         PrctlOp::GET_SECCOMP => Ok(0),
         // PR_SET_VMA and the rest: EINVAL, as from a kernel without them (prctl(2)).

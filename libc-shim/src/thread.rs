@@ -29,7 +29,45 @@ pub struct Thread {
     /// The futex bucket that the thread waits in, while `futex_queued`.
     pub futex_bucket: AtomicUsize,
     pub futex_queued: AtomicBool,
+    pub settings: Settings,
     fault: SpinLock<FaultRecord>,
+}
+
+/// What prctl(2) keeps for a thread. Nothing here acts on it: no program gains privileges, none has a
+/// parent that could end first, and deadlines are exact.
+pub struct Settings {
+    pub no_new_privileges: AtomicBool,
+    pub parent_death_signal: AtomicU32,
+    pub timer_slack_ns: AtomicU64,
+    /// What a slack of 0 stands for: the creator's.
+    default_slack_ns: u64,
+}
+
+impl Settings {
+    fn new(no_new_privileges: bool, default_slack_ns: u64) -> Self {
+        Self {
+            no_new_privileges: AtomicBool::new(no_new_privileges),
+            parent_death_signal: AtomicU32::new(0),
+            timer_slack_ns: AtomicU64::new(default_slack_ns),
+            default_slack_ns,
+        }
+    }
+
+    /// Those of a thread that this one creates.
+    pub fn inherited(&self) -> Self {
+        let no_new_privileges = self.no_new_privileges.load(Ordering::Relaxed);
+        Self::new(no_new_privileges, self.timer_slack_ns.load(Ordering::Relaxed))
+    }
+
+    pub fn set_timer_slack(&self, ns: u64) {
+        self.timer_slack_ns.store(if ns == 0 { self.default_slack_ns } else { ns }, Ordering::Relaxed);
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::new(false, 50_000)
+    }
 }
 
 impl Thread {
@@ -43,6 +81,7 @@ impl Thread {
             robust_list: AtomicU64::new(0),
             futex_bucket: AtomicUsize::new(0),
             futex_queued: AtomicBool::new(false),
+            settings: Settings::default(),
             fault: SpinLock::new(FaultRecord::default()),
         };
         thread.set_name(name);

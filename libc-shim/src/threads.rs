@@ -135,7 +135,9 @@ fn start_thread(cx: &mut Ctx<'_>, args: CloneArgs) -> SysResult {
         return Err(EPERM);
     }
 
-    let thread = Arc::new(Thread::new(cx.program().clone(), &cx.thread.name()));
+    let mut thread = Thread::new(cx.program().clone(), &cx.thread.name());
+    thread.settings = cx.thread.settings.inherited();
+    let thread = Arc::new(thread);
     thread.signals.lock().mask = cx.thread.signals.lock().mask;
     if has(CloneFlags::CHILD_CLEARTID) {
         thread.clear_child_tid.store(args.child_tid, Ordering::Relaxed);

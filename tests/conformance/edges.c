@@ -9,6 +9,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sendfile.h>
 #include <sys/syscall.h>
@@ -354,6 +355,31 @@ static void robust_locks(void)
     CHECK("a thread that ends while it unlocks wakes the next", was_woken == 1);
 }
 
+static void *read_settings(void *unused)
+{
+    CHECK("a thread has its creator's privileges and slack",
+        prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 1 && prctl(PR_GET_TIMERSLACK) == 70000);
+    return unused;
+}
+
+static void settings(void)
+{
+    int signal = -1;
+    pthread_t thread;
+    CHECK("dumpable is kept", prctl(PR_SET_DUMPABLE, 0L) == 0 && prctl(PR_GET_DUMPABLE) == 0
+        && prctl(PR_SET_DUMPABLE, 1L) == 0 && prctl(PR_GET_DUMPABLE) == 1);
+    CHECK("so is the parent's death signal", prctl(PR_SET_PDEATHSIG, (long)SIGUSR1) == 0
+        && prctl(PR_GET_PDEATHSIG, &signal) == 0 && signal == SIGUSR1 && prctl(PR_SET_PDEATHSIG, 0L) == 0);
+    long slack = prctl(PR_GET_TIMERSLACK);
+    CHECK("a slack of nothing is the first one", prctl(PR_SET_TIMERSLACK, 60000L) == 0 && prctl(PR_GET_TIMERSLACK) == 60000
+        && prctl(PR_SET_TIMERSLACK, 0L) == 0 && prctl(PR_GET_TIMERSLACK) == slack);
+    CHECK("no privileges are gained at first", prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 0);
+    CHECK("nor ever again", prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L) == 0 && prctl(PR_GET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L) == 1);
+    CHECK_FAILS("which cannot be undone", prctl(PR_SET_NO_NEW_PRIVS, 0L, 0L, 0L, 0L), EINVAL);
+    NEED(prctl(PR_SET_TIMERSLACK, 70000L) == 0 && pthread_create(&thread, NULL, read_settings, NULL) == 0);
+    pthread_join(thread, NULL);
+}
+
 int main(void)
 {
     frames();
@@ -363,5 +389,6 @@ int main(void)
     orders();
     futexes();
     robust_locks();
+    settings();
     return finish();
 }
